@@ -1,0 +1,158 @@
+"""load: move a batch into the warehouse, whole or not at all, and reconcile the counts.
+
+Reads   what transform left (`records.csv`, `quarantine.csv`) and what extract set aside (`quarantine.csv`).
+Writes  `heart_analysis.account_dim`, `heart_disease_dim` and `heart_fact` (new people inserted, changed ones updated,
+        the rest left as they are), `quarantine`, and a row of `load_batch` with source, content hash and counts.
+Promise one transaction: COPY into a temporary staging table, upserts, counts that balance or nothing at all.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2 import sql
+from stage import DependencyUnavailable, File, Job, Rows, command, log
+
+POSTGRES = {
+    "PGHOST": "host of the warehouse, or the folder of its socket",
+    "PGPORT": "its port",
+    "PGDATABASE": "its name",
+    "PGUSER": "who the stage is there",
+    "PGPASSFILE": "file with the password, in PostgreSQL's own format",
+}
+COPY_RECORDS = "COPY staging FROM STDIN (FORMAT csv, HEADER)"
+COPY_QUARANTINE = {
+    "extract": "COPY set_aside (file, line, column_name, reason, raw) FROM STDIN (FORMAT csv, HEADER)",
+    "transform": "COPY set_aside (file, line, account_id, column_name, reason, raw) FROM STDIN (FORMAT csv, HEADER)",
+}
+
+
+@command("Load the batch that transform left into PostgreSQL, in one transaction.", environment=POSTGRES)
+def load(job: Job) -> None:
+    """Run the stage: see the module's docstring."""
+    extracted, transformed = job.result_of("extract"), job.result_of("transform")
+    records = job.open_input("transform", "records.csv")
+    quarantined = {stage: job.open_input(stage, "quarantine.csv") for stage in COPY_QUARANTINE}
+    content_hash = hashlib.sha256("".join(file.sha256 for file in job.inputs).encode()).hexdigest()
+
+    with warehouse() as connection, connection, connection.cursor() as cursor:
+        # Two loads of one batch take turns; the second finds the first's row and has nothing to do.
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"load {job.batch}"])
+        refuse_missing_warehouse(cursor)
+        cursor.execute(
+            "SELECT content_hash, run FROM heart_analysis.load_batch WHERE batch = %s ORDER BY load_id DESC LIMIT 1",
+            [job.batch],
+        )
+        newest = cursor.fetchone()
+        if newest and newest[0] == content_hash and not job.force:
+            rows = Rows(in_=transformed["rows"]["out"], out=transformed["rows"]["out"])
+            job.nothing_to_do(f"the warehouse has this content since run {newest[1]}", rows)
+
+        create_staging(cursor)
+        copy(cursor, COPY_RECORDS, records)
+        for stage, path in quarantined.items():
+            copy(cursor, COPY_QUARANTINE[stage], path)
+            cursor.execute("UPDATE set_aside SET stage = %s WHERE stage IS NULL", [stage])
+
+        # What extract set aside never reached transform: together they are all that came in.
+        came = extracted["rows"]["rejected"] + transformed["rows"]["in"]
+        rejected = extracted["rows"]["rejected"] + transformed["rows"]["rejected"]
+        loaded, set_aside = count(cursor, "staging"), count(cursor, "set_aside")
+        if (loaded, set_aside) != (transformed["rows"]["out"], rejected):
+            raise RuntimeError(f"{loaded} rows staged and {set_aside} set aside, where the results say {transformed['rows']}")
+        log.info("staged", extra={"rows": loaded, "quarantined": set_aside})
+
+        load_id = record_load(
+            cursor,
+            batch=job.batch,
+            run=job.run,
+            dialect=extracted["parameters"]["dialect"],
+            source=json.dumps(extracted["inputs"]),
+            content_hash=content_hash,
+            image=job.image,
+            rows_in=came,
+            rows_loaded=loaded,
+            rows_quarantined=set_aside,
+            rows_duplicate=transformed["rows"]["duplicate"],
+        )
+        cursor.execute(Path(__file__).with_suffix(".sql").read_text(), {"load_id": load_id, "batch": job.batch})
+        inserted, updated = one_row(cursor)
+        unchanged = loaded - inserted - updated
+        cursor.execute(
+            "UPDATE heart_analysis.load_batch SET rows_inserted = %s, rows_updated = %s, rows_unchanged = %s WHERE load_id = %s",
+            [inserted, updated, unchanged, load_id],
+        )
+        cursor.execute(
+            "INSERT INTO heart_analysis.quarantine (load_id, stage, file, line, account_id, column_name, reason, raw) "
+            "SELECT %s, stage, file, line, account_id, column_name, reason, raw FROM set_aside ORDER BY file, line",
+            [load_id],
+        )
+    written = {"inserted": inserted, "updated": updated, "unchanged": unchanged}
+    log.info("loaded", extra={**written, "quarantined": set_aside, "load_id": load_id})
+    table = File("heart_analysis.heart_fact", content_hash, loaded)
+    job.commit(Rows(in_=loaded, out=loaded), tables=[table], metrics={"load_id": load_id, **written})
+
+
+@contextlib.contextmanager
+def warehouse() -> Iterator[psycopg2.extensions.connection]:
+    """Connect to the warehouse that libpq's variables name. Raises DependencyUnavailable where it can't be used now."""
+    try:
+        with contextlib.closing(psycopg2.connect(application_name="heart-load", connect_timeout=10)) as connection:
+            yield connection
+    except psycopg2.OperationalError as error:
+        message = " ".join(str(error).split())
+        raise DependencyUnavailable(f"PostgreSQL: {message}; check PGHOST and that it runs, then try again") from error
+
+
+def refuse_missing_warehouse(cursor: psycopg2.extensions.cursor) -> None:
+    """Raise DependencyUnavailable where sql/ has not been applied yet."""
+    cursor.execute("SELECT to_regclass('heart_analysis.heart_fact')")
+    if one_row(cursor) == (None,):
+        raise DependencyUnavailable("PostgreSQL: there is no heart_analysis.heart_fact; apply the files of sql/ first")
+
+
+def record_load(cursor: psycopg2.extensions.cursor, **columns: Any) -> int:
+    """Add the row of load_batch that tells of this load, and return its id; what it changed is counted later."""
+    statement = sql.SQL("INSERT INTO heart_analysis.load_batch ({}, rows_unchanged) VALUES ({}, {}) RETURNING load_id").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.SQL(", ").join(map(sql.Placeholder, columns)),
+        sql.Placeholder("rows_loaded"),
+    )
+    cursor.execute(statement, columns)
+    return one_row(cursor)[0]
+
+
+def create_staging(cursor: psycopg2.extensions.cursor) -> None:
+    """Make this load's own staging tables; they are gone with the transaction."""
+    cursor.execute("CREATE TEMP TABLE staging (LIKE heart_analysis.heart_staging) ON COMMIT DROP")
+    cursor.execute(
+        "CREATE TEMP TABLE set_aside (stage varchar, file varchar, line bigint, account_id varchar, column_name varchar, "
+        "reason varchar, raw text) ON COMMIT DROP"
+    )
+
+
+def copy(cursor: psycopg2.extensions.cursor, statement: str, path: Path) -> None:
+    """Send a CSV file to a table as it is."""
+    with path.open("rb") as file:
+        cursor.copy_expert(statement, file)
+
+
+def count(cursor: psycopg2.extensions.cursor, table: str) -> int:
+    """Return how many rows a table has."""
+    cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+    return one_row(cursor)[0]
+
+
+def one_row(cursor: psycopg2.extensions.cursor) -> tuple[Any, ...]:
+    """Return the one row that a query gives."""
+    (row,) = cursor.fetchall()
+    return row
+
+
+if __name__ == "__main__":
+    load()
