@@ -114,3 +114,11 @@ FROM quarantine
 JOIN load_batch USING (load_id)
 WHERE load_id IN (SELECT max(load_id) FROM load_batch GROUP BY batch);
 COMMENT ON VIEW quarantine_current IS 'What is still wrong with the newest delivery of each batch.';
+
+-- ST depression below 0 is a fact of the record but no depression: models take it for not measured.
+CREATE OR REPLACE VIEW heart_feature AS
+SELECT account_id, age::float, sex::float, cp::float, trestbps::float, chol::float, fbs::float, restecg::float,
+    thalach::float, exang::float, CASE WHEN oldpeak >= 0 THEN oldpeak END AS oldpeak, slope::float, ca::float, thal::float,
+    target, batch, load_id
+FROM heart_fact;
+COMMENT ON VIEW heart_feature IS 'What models see of a record: 13 features as floats, NULL where not known; never the batch.';

@@ -6,25 +6,16 @@ Writes  `heart_analysis.account_dim`, `heart_disease_dim` and `heart_fact` (new 
 Promise one transaction: COPY into a temporary staging table, upserts, counts that balance or nothing at all.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-import psycopg2.extensions
 from psycopg2 import sql
-from stage import DependencyUnavailable, File, Job, Rows, command, log
+from psycopg2.extensions import cursor as Cursor
+from services import POSTGRES, warehouse
+from stage import File, Job, Rows, command, log
 
-POSTGRES = {
-    "PGHOST": "host of the warehouse, or the folder of its socket",
-    "PGPORT": "its port",
-    "PGDATABASE": "its name",
-    "PGUSER": "who the stage is there",
-    "PGPASSFILE": "file with the password, in PostgreSQL's own format",
-}
 COPY_RECORDS = "COPY staging FROM STDIN (FORMAT csv, HEADER)"
 COPY_QUARANTINE = {
     "extract": "COPY set_aside (file, line, column_name, reason, raw) FROM STDIN (FORMAT csv, HEADER)",
@@ -40,10 +31,9 @@ def load(job: Job) -> None:
     quarantined = {stage: job.open_input(stage, "quarantine.csv") for stage in COPY_QUARANTINE}
     content_hash = hashlib.sha256("".join(file.sha256 for file in job.inputs).encode()).hexdigest()
 
-    with warehouse() as connection, connection, connection.cursor() as cursor:
+    with warehouse("load") as connection, connection.cursor() as cursor:
         # Two loads of one batch take turns; the second finds the first's row and has nothing to do.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"load {job.batch}"])
-        refuse_missing_warehouse(cursor)
         cursor.execute(
             "SELECT content_hash, run FROM heart_analysis.load_batch WHERE batch = %s ORDER BY load_id DESC LIMIT 1",
             [job.batch],
@@ -98,25 +88,7 @@ def load(job: Job) -> None:
     job.commit(Rows(in_=loaded, out=loaded), tables=[table], metrics={"load_id": load_id, **written})
 
 
-@contextlib.contextmanager
-def warehouse() -> Iterator[psycopg2.extensions.connection]:
-    """Connect to the warehouse that libpq's variables name. Raises DependencyUnavailable where it can't be used now."""
-    try:
-        with contextlib.closing(psycopg2.connect(application_name="heart-load", connect_timeout=10)) as connection:
-            yield connection
-    except psycopg2.OperationalError as error:
-        message = " ".join(str(error).split())
-        raise DependencyUnavailable(f"PostgreSQL: {message}; check PGHOST and that it runs, then try again") from error
-
-
-def refuse_missing_warehouse(cursor: psycopg2.extensions.cursor) -> None:
-    """Raise DependencyUnavailable where sql/ has not been applied yet."""
-    cursor.execute("SELECT to_regclass('heart_analysis.heart_fact')")
-    if one_row(cursor) == (None,):
-        raise DependencyUnavailable("PostgreSQL: there is no heart_analysis.heart_fact; apply the files of sql/ first")
-
-
-def record_load(cursor: psycopg2.extensions.cursor, **columns: Any) -> int:
+def record_load(cursor: Cursor, **columns: Any) -> int:
     """Add the row of load_batch that tells of this load, and return its id; what it changed is counted later."""
     statement = sql.SQL("INSERT INTO heart_analysis.load_batch ({}, rows_unchanged) VALUES ({}, {}) RETURNING load_id").format(
         sql.SQL(", ").join(map(sql.Identifier, columns)),
@@ -127,7 +99,7 @@ def record_load(cursor: psycopg2.extensions.cursor, **columns: Any) -> int:
     return one_row(cursor)[0]
 
 
-def create_staging(cursor: psycopg2.extensions.cursor) -> None:
+def create_staging(cursor: Cursor) -> None:
     """Make this load's own staging tables; they are gone with the transaction."""
     cursor.execute("CREATE TEMP TABLE staging (LIKE heart_analysis.heart_staging) ON COMMIT DROP")
     cursor.execute(
@@ -136,19 +108,19 @@ def create_staging(cursor: psycopg2.extensions.cursor) -> None:
     )
 
 
-def copy(cursor: psycopg2.extensions.cursor, statement: str, path: Path) -> None:
+def copy(cursor: Cursor, statement: str, path: Path) -> None:
     """Send a CSV file to a table as it is."""
     with path.open("rb") as file:
         cursor.copy_expert(statement, file)
 
 
-def count(cursor: psycopg2.extensions.cursor, table: str) -> int:
+def count(cursor: Cursor, table: str) -> int:
     """Return how many rows a table has."""
     cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
     return one_row(cursor)[0]
 
 
-def one_row(cursor: psycopg2.extensions.cursor) -> tuple[Any, ...]:
+def one_row(cursor: Cursor) -> tuple[Any, ...]:
     """Return the one row that a query gives."""
     (row,) = cursor.fetchall()
     return row

@@ -1,4 +1,4 @@
--- From staging to the star, inside the transaction of load.py. `%(…)s` are bound by psycopg2.
+-- From staging to the star, inside the transaction of load.py, which binds load_id and batch.
 -- A row is written only where something differs, so that load_id and changed_at tell what a delivery really changed.
 -- Rows go in by account_id: two loads that touch the same people wait for each other instead of deadlocking.
 

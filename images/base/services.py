@@ -1,0 +1,116 @@
+"""The two services that stages talk to: the warehouse in PostgreSQL and the MLflow server.
+
+Where one of them can't be reached, at the beginning or in the middle, a stage ends with DependencyUnavailable and may
+be tried again. The clients are imported where they are used: each image has only those that it needs.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+from stage import DependencyUnavailable
+
+if TYPE_CHECKING:
+    import mlflow
+    import pandas as pd
+    from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
+
+# Variables that libpq reads by itself, and their meaning.
+POSTGRES = {
+    "PGHOST": "host of the warehouse, or the folder of its socket",
+    "PGPORT": "its port",
+    "PGDATABASE": "its name",
+    "PGUSER": "who the stage is there",
+    "PGPASSFILE": "file with the password, in PostgreSQL's own format",
+}
+MLFLOW = {"MLFLOW_TRACKING_URI": "address of the MLflow server"}
+
+MODEL_NAME = "heart-disease"
+
+
+@contextlib.contextmanager
+def warehouse(stage: str) -> "Iterator[Connection]":
+    """Give a connection to the warehouse that libpq's variables name: committed at the end, rolled back on an error.
+
+    Raises DependencyUnavailable where it can't be reached, breaks off, has no room, or lacks the tables of sql/.
+    """
+    import psycopg2
+
+    try:
+        with contextlib.closing(psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10)) as connection:
+            with connection:
+                yield connection
+    except psycopg2.OperationalError as error:
+        message = " ".join(str(error).split())
+        raise DependencyUnavailable(f"PostgreSQL: {message}; check PGHOST and that it runs, then try again") from error
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as error:
+        message = str(error).splitlines()[0]
+        raise DependencyUnavailable(f"PostgreSQL: {message}; apply the files of sql/ first") from error
+
+
+def read_frame(cursor: "Cursor", query: str) -> "pd.DataFrame":
+    """Return what a query gives, read with COPY: text columns as str, numbers as int64 or float64, NULL as NaN."""
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER)", buffer)
+    buffer.seek(0)
+    return pd.read_csv(buffer, dtype={"account_id": "str", "batch": "str"}, keep_default_na=False, na_values=[""])
+
+
+@contextlib.contextmanager
+def mlflow_client() -> "Iterator[mlflow.MlflowClient]":
+    """Give a client of the server that MLFLOW_TRACKING_URI names, with the project's experiment as the active one.
+
+    Raises DependencyUnavailable where that server can't be reached, at once or later.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    import mlflow
+    import requests
+
+    # MLflow's own lines would break the log's format; what it says as an error still comes through.
+    logging.getLogger("mlflow").handlers.clear()
+    logging.getLogger("mlflow").propagate = True
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("http"):
+        raise click.UsageError("MLFLOW_TRACKING_URI must be the http address of an MLflow server")
+    try:
+        mlflow.set_experiment(MODEL_NAME)
+        yield mlflow.MlflowClient()
+    except (mlflow.exceptions.MlflowException, requests.exceptions.RequestException) as error:
+        if not _unreachable(error):
+            raise
+        message = str(error).split("(")[0].strip()
+        raise DependencyUnavailable(f"MLflow at {uri}: {message}; check that it runs, then try again") from error
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Return whether an error comes from a connection that failed or a server that is not ready."""
+    import requests
+
+    if error is None:
+        return False
+    if isinstance(error, requests.exceptions.RequestException) or "too many 50" in str(error):
+        return True
+    return _unreachable(error.__cause__ or error.__context__)
+
+
+def registered_version(client: "mlflow.MlflowClient", alias: str) -> Any:
+    """Return the model version that an alias names, None where there is none."""
+    import mlflow
+
+    try:
+        return client.get_model_version_by_alias(MODEL_NAME, alias)
+    except mlflow.exceptions.RestException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise

@@ -1,0 +1,63 @@
+"""The gate: whether a newly trained model takes the champion's place.
+
+It does only where the difference is more than chance on the same people, no site gets worse, and its probabilities
+mean what they say. On a tie the champion stays: at a few hundred people only large differences can be told from chance.
+"""
+
+from dataclasses import dataclass
+
+# A site's ROC-AUC may not fall by more than this.
+AUC_LOSS_ALLOWED = 0.03
+CALIBRATION_SLOPE = (0.8, 1.3)
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a model version: `promoted`, `kept champion` or `refused`, and why, in a sentence or two."""
+
+    outcome: str
+    reason: str
+
+
+Scores = dict[str, dict[str, float | None]]
+
+
+def decide(
+    challenger: Scores,
+    baseline: dict[str, float] | None,
+    champion: dict[str, float] | None,
+    site_aucs: dict[str, tuple[float, float]] | None,
+) -> Decision:
+    """Judge a challenger.
+
+    challenger: its cross-validated scores; baseline: its comparison with 'always the prevalence' (see scores.compare);
+    champion: its comparison with the champion, None where there is no champion or nobody to compare them on;
+    site_aucs: ROC-AUC of challenger and champion at each site outside the training batches, None where there is no champion.
+    """
+    slope = challenger["calibration_slope"]["value"]
+    low, high = CALIBRATION_SLOPE
+    if baseline is None or baseline["high"] >= 0:
+        return Decision("refused", "it does no better than always answering with the prevalence" + _figures(baseline))
+    if slope is None or not low <= slope <= high:
+        shown = "undefined" if slope is None else f"{slope:.2f}"
+        return Decision("refused", f"its calibration slope is {shown}, outside {low} to {high}")
+    if site_aucs is None:
+        return Decision("promoted", f"there was no champion, and it beats the prevalence{_figures(baseline)}")
+    if champion is None:
+        return Decision("kept champion", "no one has been judged unseen by both models, so they can't be compared")
+    if champion["high"] >= 0 or champion["p_value"] >= SIGNIFICANCE:
+        return Decision("kept champion", f"it is not better beyond chance{_figures(champion)}")
+    for site, (ours, theirs) in site_aucs.items():
+        if ours < theirs - AUC_LOSS_ALLOWED:
+            return Decision("refused", f"at {site} its AUC falls from {theirs:.3f} to {ours:.3f}")
+    return Decision("promoted", f"it is better than the champion on the same people{_figures(champion)}")
+
+
+def _figures(comparison: dict[str, float] | None) -> str:
+    if comparison is None:
+        return ""
+    return (
+        f" (log-loss difference {comparison['difference']:+.3f}, 95 % interval {comparison['low']:+.3f} to "
+        f"{comparison['high']:+.3f}, p = {comparison['p_value']:.3f}, {comparison['people']} people)"
+    )
