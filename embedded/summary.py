@@ -1,0 +1,115 @@
+"""What a full run came to: the document that `.run/summary.json` holds, and the table that a person reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def summarise(events: list[dict[str, Any]], warehouse: dict[str, int], seconds: float) -> dict[str, Any]:
+    """Return the summary of a run.
+
+    events: how each stage's task ended: stage, batch, state, seconds, and result (its result document) or message;
+    warehouse: rows by table; seconds: how long everything took.
+    """
+    ended = [event for event in events if event["state"] not in ("started", "will be tried again")]
+    stages = [
+        {
+            "stage": event["stage"],
+            "batch": event["batch"],
+            "outcome": event["state"],
+            "seconds": round(event["seconds"], 2),
+            "rows": (event.get("result") or {}).get("rows"),
+            **({"message": event["message"]} if event.get("message") else {}),
+        }
+        for event in ended
+    ]
+    results = {(event["stage"], event["batch"]): event["result"] for event in ended if event.get("result")}
+    batches = [batch_counts(batch, results) for batch in dict.fromkeys(e["batch"] for e in ended if e["batch"])]
+    return {
+        "seconds": round(seconds, 1),
+        "stages": stages,
+        "batches": batches,
+        "warehouse": warehouse,
+        "model": model(results),
+        "predictions": (results.get(("predict", None)) or {}).get("metrics"),
+        "failures": [stage for stage in stages if stage["outcome"] in ("refused", "failed")],
+    }
+
+
+def batch_counts(batch: str, results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, Any]:
+    """Return what became of a batch's records: in = loaded + quarantined + duplicate where it went all the way.
+
+    A record is a line of heart_raw.csv with its line of account_raw.csv; an account line that belongs to none counts as
+    a record of its own, in the stage that finds that out.
+    """
+    rows = {stage: (results.get((stage, batch)) or {}).get("rows") for stage in ("extract", "transform", "load")}
+    extract, transform, load = rows["extract"], rows["transform"], rows["load"]
+    if not (extract and transform and load):
+        return {"batch": batch, "in": (extract or {}).get("in"), "loaded": 0, "quarantined": None, "duplicate": None}
+    return {
+        "batch": batch,
+        "in": extract["rejected"] + transform["in"],
+        "loaded": load["out"],
+        "quarantined": extract["rejected"] + transform["rejected"] + load["rejected"],
+        "duplicate": extract["duplicate"] + transform["duplicate"] + load["duplicate"],
+    }
+
+
+def model(results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the model's name, version, alias, the gate's decision and the scores with intervals; None where it wasn't judged."""
+    evaluated = results.get(("evaluate", None))
+    if evaluated is None:
+        return None
+    metrics = evaluated["metrics"]
+    names = {"name": "model_name", "version": "model_version", "alias": "alias", "decision": "decision", "reason": "reason",
+             "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics"}  # fmt: skip
+    return {name: metrics[key] for name, key in names.items()}
+
+
+def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> None:
+    """Print the summary as tables, with where to look next."""
+    rows = Table(title="Records", title_justify="left", title_style="bold")
+    for name in ("batch", "in", "loaded", "quarantined", "duplicate"):
+        rows.add_column(name, justify="left" if name == "batch" else "right")
+    for batch in summary["batches"]:
+        rows.add_row(*("–" if batch[key] is None else str(batch[key]) for key in ("batch", "in", "loaded", "quarantined", "duplicate")))
+    if len(summary["batches"]) > 1:
+        totals = [sum(batch[key] or 0 for batch in summary["batches"]) for key in ("in", "loaded", "quarantined", "duplicate")]
+        rows.add_section()
+        rows.add_row("all", *map(str, totals))
+    console.print(rows)
+
+    judged = summary["model"]
+    if judged:
+        scores = Table(
+            title=f"Model: {judged['name']} version {judged['version']}, judged on people it had not seen ({', '.join(judged['trained_on'])})",
+            title_justify="left",
+            title_style="bold",
+        )
+        for name in ("score", "value", "95 % interval"):
+            scores.add_column(name, justify="left" if name == "score" else "right")
+        for name, value in judged["metrics"].items():
+            if value["value"] is not None:
+                scores.add_row(name.replace("_", " "), f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}")
+        console.print(scores)
+        console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
+    if summary["predictions"]:
+        p = summary["predictions"]
+        console.print(f"{p['undiagnosed']} people without a diagnosis, {p['scored']} scored now by version {p['model_version']}",
+                      highlight=False)  # fmt: skip
+    for failure in summary["failures"]:
+        where = " ".join(filter(None, (failure["stage"], failure["batch"])))
+        console.print(f"[bold red]{where} {failure['outcome']}[/]: {failure['message']}", highlight=False, soft_wrap=True)
+    console.print(f"{summary['seconds']:.0f} s")
+    for what, place in places.items():
+        console.print(f"  {what:<9} {place}", highlight=False, soft_wrap=True)
+
+
+def write(summary: dict[str, Any], path: Path) -> None:
+    """Write the summary as JSON, seen whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
