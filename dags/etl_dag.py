@@ -15,6 +15,7 @@ from datetime import timedelta
 
 from airflow.sdk import Context, ObjectStoragePath, Param, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowFailException
+
 from assets import WAREHOUSE
 from operators import StageOperator
 from stages import STAGES
@@ -29,10 +30,17 @@ from stages import STAGES
     default_args={"retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True},
     params={
         "batch": Param(
-            [], type="array", items={"type": "string"}, title="Batches", description="Names of deliveries; none means all there are."
+            [],
+            type="array",
+            items={"type": "string"},
+            title="Batches",
+            description="Names of deliveries; none means all there are.",
         ),
         "dialect": Param(
-            "uci", enum=["uci", "kaggle"], title="Dialect", description="Layout and codes of the files: UCI's, or Kaggle's heart.csv."
+            "uci",
+            enum=["uci", "kaggle"],
+            title="Dialect",
+            description="Layout and codes of the files: UCI's, or Kaggle's heart.csv.",
         ),
         "force": Param(False, type="boolean", title="Force", description="Do the work even where nothing changed."),
     },

@@ -10,6 +10,7 @@ Where nothing has changed since the last time, each stage skips itself.
 from datetime import timedelta
 
 from airflow.sdk import Param, dag
+
 from assets import WAREHOUSE
 from operators import StageOperator
 from stages import STAGES

@@ -19,6 +19,7 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
 from stages import DONE, NOT_RETRIED, NOTHING_TO_DO, RESULT_MARKER, STAGES, Stage
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
@@ -38,9 +39,7 @@ class StageOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("batch", "run", "variables")
 
-    def __init__(
-        self, *, stage: str, batch: str | None = None, variables: dict[str, str] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, stage: str, batch: str | None = None, variables: dict[str, str] | None = None, **kwargs: Any) -> None:
         """Prepare a stage. batch: its delivery, where the stage works on one; variables: HEART_… beside the common ones."""
         contract = STAGES[stage]
         kwargs.setdefault("task_id", stage)
@@ -69,7 +68,7 @@ class StageOperator(BaseOperator):
             context["ti"].xcom_push("return_value", result)
             self._tell("unchanged", started, result=result, message=message)
             raise AirflowSkipException(message)
-        final = code in NOT_RETRIED or context["ti"].try_number > self.retries
+        final = code in NOT_RETRIED or context["ti"].try_number > (self.retries or 0)
         self._tell("refused" if code in NOT_RETRIED else "failed" if final else "will be tried again", started, message=message)
         raise (AirflowFailException if code in NOT_RETRIED else AirflowException)(message)
 
@@ -158,4 +157,3 @@ def stop(process: "subprocess.Popen[str]") -> None:
             return
         except subprocess.TimeoutExpired:
             continue
-

@@ -1,7 +1,7 @@
-"""THE CONTRACT: what each stage is called, comes after, may see, and may use. Written once, read by everything that runs,
-builds or tests a stage. Standard library only.
+"""THE CONTRACT: what each stage is called, comes after, may see, and may use.
 
-A stage is a folder of `images/` with the same name. It promises what README.md lists under "The contract of a stage".
+Written once, read by everything that runs, builds or tests a stage. Standard library only. A stage is a folder of
+`images/` with the same name. It promises what README.md lists under "The contract of a stage".
 """
 
 from dataclasses import dataclass

@@ -47,8 +47,22 @@ CODES = {
     "thal": {"normal": "3", "fixed defect": "6", "reversable defect": "7"},
 }
 # The same for Orange's file, whose header differs too.
-ORANGE_COLUMNS = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca",
-                  "thal", "target")
+ORANGE_COLUMNS = (
+    "age",
+    "sex",
+    "cp",
+    "trestbps",
+    "chol",
+    "fbs",
+    "restecg",
+    "thalach",
+    "exang",
+    "oldpeak",
+    "slope",
+    "ca",
+    "thal",
+    "target",
+)
 ORANGE_CODES = {
     "sex": {"female": "0", "male": "1"},
     "cp": {"typical ang": "1", "atypical ang": "2", "non-anginal": "3", "asymptomatic": "4"},

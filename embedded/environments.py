@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "test", "clean"), help="run: what `make run` needs; test: that and the tests' "
                         "own; clean: remove .run/ with all state")  # fmt: skip
     what = parser.parse_args().what
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one must be told
         sys.exit(f"Python {sys.version.split()[0]} is too old: 3.11 or later is needed; name one with PYTHON=python3.13")
     if what == "clean":
         clean()

@@ -15,34 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import click
-import services
-import summary
 from rich.console import Console
 
-ARTIFACTS = services.STATE / "artifacts"
-AIRFLOW_LOG = services.LOGS / "airflow.log"
+import servers
+import summary
+
+ARTIFACTS = servers.STATE / "artifacts"
+AIRFLOW_LOG = servers.LOGS / "airflow.log"
 
 
 @click.command(help=__doc__)
-@click.option("--data", envvar="DATA", show_envvar=True, type=click.Path(exists=True, path_type=Path),
-              default=services.ROOT / "data", show_default="data", help="Folder of batches, or one file in Kaggle's layout.")  # fmt: skip
+@click.option("--data", envvar="DATA", show_envvar=True, type=click.Path(exists=True, path_type=Path), show_default="data",
+              default=servers.ROOT / "data", help="Folder of batches, or one file in Kaggle's layout.")  # fmt: skip
 @click.option("--dialect", envvar="DIALECT", show_envvar=True, type=click.Choice(("uci", "kaggle")), default="uci",
               show_default=True, help="Layout and codes of the data.")  # fmt: skip
 @click.option("--batch", "batches", envvar="BATCH", show_envvar=True, multiple=True, help="Only this batch; may be given again.")
 @click.option("--training-batch", envvar="TRAINING_BATCH", show_envvar=True, default="",
               help="Batches to train on; default: the one with the most diagnosed people.")  # fmt: skip
-@click.option("--seed", envvar="SEED", show_envvar=True, default=1989, show_default=True, help="Fixes folds, models and resampling.")
+@click.option(
+    "--seed", envvar="SEED", show_envvar=True, default=1989, show_default=True, help="Fixes folds, models and resampling."
+)
 @click.option("--force", envvar="FORCE", show_envvar=True, is_flag=True, help="Do the work even where nothing changed.")
 def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str, seed: int, force: bool) -> None:
     """Run the command: see the module's docstring."""
     data = data.resolve()
     if data.is_file():
         if dialect != "kaggle":
-            raise click.UsageError(f"{data} is one file, and only Kaggle's layout is: add DIALECT=kaggle, or name a folder of batches")
+            raise click.UsageError(
+                f"{data} is one file, and only Kaggle's layout is: add DIALECT=kaggle, or name a folder of batches"
+            )
         data, batches = data.parent, (data.stem,)
     started = time.monotonic()
-    services.stop_on_signals()
-    with services.only_one(), own_console() as console:
+    servers.stop_on_signals()
+    with servers.only_one(), own_console() as console:
         try:
             document = run_pipeline(console, data, dialect, list(batches), training_batch, seed, force, started)
         except KeyboardInterrupt:
@@ -56,15 +61,15 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Start the services, run both DAGs, write and show the summary; return it."""
     console.print("starting PostgreSQL and MLflow", style="dim")
-    with services.postgres() as database, services.mlflow_server(database) as mlflow:
-        os.environ |= database | services.airflow_environment()
+    with servers.postgres() as database, servers.mlflow_server(database) as mlflow:
+        os.environ |= database | servers.airflow_environment()
         os.environ |= {
-            "HEART_ENVIRONMENTS": str(services.ENVIRONMENTS),
+            "HEART_ENVIRONMENTS": str(servers.ENVIRONMENTS),
             "HEART_ARTIFACTS": str(ARTIFACTS),
             "HEART_DATA": str(data),
             "MLFLOW_TRACKING_URI": mlflow.uri,
         }
-        services.migrate_airflow()
+        servers.migrate_airflow()
         follower = Follower(console)
         dags = load_dags()
         follower.listen()
@@ -77,11 +82,11 @@ def run_pipeline(
     if not document["stages"]:
         console.print(f"[bold red]no batch was found[/] in {data}; see {AIRFLOW_LOG}", highlight=False, soft_wrap=True)
         document["failures"].append({"stage": "discover", "batch": None, "outcome": "failed", "message": f"no batch in {data}"})
-    places = {"summary": str(services.STATE / "summary.json"), "logs": str(AIRFLOW_LOG), "models": "make ui"}
+    places = {"summary": str(servers.STATE / "summary.json"), "logs": str(AIRFLOW_LOG), "models": "make ui"}
     if report := find_report(follower.events):
-        shutil.copyfile(report, services.STATE / "report.html")
-        places = {"report": str(services.STATE / "report.html"), **places}
-    summary.write(document, services.STATE / "summary.json")
+        shutil.copyfile(report, servers.STATE / "report.html")
+        places = {"report": str(servers.STATE / "report.html"), **places}
+    summary.write(document, servers.STATE / "summary.json")
     summary.show(document, console, places)
     return document
 
@@ -90,8 +95,8 @@ def load_dags() -> dict[str, Any]:
     """Return the DAGs of dags/ by id. Ends the program where one can't be read."""
     from airflow.dag_processing.dagbag import DagBag
 
-    sys.path.insert(0, str(services.ROOT / "dags"))  # as Airflow's own processes have it
-    bag = DagBag(services.ROOT / "dags")
+    sys.path.insert(0, str(servers.ROOT / "dags"))  # as Airflow's own processes have it
+    bag = DagBag(servers.ROOT / "dags")
     if bag.import_errors:
         raise SystemExit("\n".join(f"{path}: {error}" for path, error in bag.import_errors.items()))
     return bag.dags
@@ -104,7 +109,7 @@ def run_dag(dag: Any, parameters: dict[str, Any]) -> None:
 
 def count_rows(database: dict[str, str]) -> dict[str, int]:
     """Return the rows of the warehouse by table."""
-    with contextlib.closing(services.connect(database)) as connection, connection.cursor() as cursor:
+    with contextlib.closing(servers.connect(database)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT * FROM heart_analysis.warehouse_counts")
         (row,) = cursor.fetchall()
         return {column.name: count for column, count in zip(cursor.description or (), row, strict=True)}
@@ -147,7 +152,7 @@ class Follower(logging.Handler):
             self._status = self.console.status(name)
             self._status.start()
             return
-        self.console.print(f"{name} {describe(event):<60} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
+        self.console.print(f"{name} {describe(event):<64} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
 
 
 def describe(event: dict[str, Any]) -> str:
@@ -155,8 +160,12 @@ def describe(event: dict[str, Any]) -> str:
     rows = (event.get("result") or {}).get("rows")
     if event["state"] == "done" and rows:
         parts = [f"{rows['in']} rows"]
-        parts += [f"{rows['rejected']} quarantined"] * bool(rows["rejected"]) + [f"{rows['duplicate']} duplicates"] * bool(rows["duplicate"])
+        parts += [f"{rows['rejected']} quarantined"] * bool(rows["rejected"]) + [f"{rows['duplicate']} duplicates"] * bool(
+            rows["duplicate"]
+        )
         return ", ".join(parts)
+    if event["state"] == "unchanged":
+        return event["message"].removeprefix("nothing to do: ")
     return f"{event['state']}: {event['message']}" if event.get("message") else event["state"]
 
 

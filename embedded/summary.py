@@ -65,7 +65,7 @@ def model(results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, An
         return None
     metrics = evaluated["metrics"]
     names = {"name": "model_name", "version": "model_version", "alias": "alias", "decision": "decision", "reason": "reason",
-             "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics"}  # fmt: skip
+             "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics", "sites": "sites"}  # fmt: skip
     return {name: metrics[key] for name, key in names.items()}
 
 
@@ -75,26 +75,17 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
     for name in ("batch", "in", "loaded", "quarantined", "duplicate"):
         rows.add_column(name, justify="left" if name == "batch" else "right")
     for batch in summary["batches"]:
-        rows.add_row(*("–" if batch[key] is None else str(batch[key]) for key in ("batch", "in", "loaded", "quarantined", "duplicate")))
+        rows.add_row(
+            *("-" if batch[key] is None else str(batch[key]) for key in ("batch", "in", "loaded", "quarantined", "duplicate"))
+        )
     if len(summary["batches"]) > 1:
         totals = [sum(batch[key] or 0 for batch in summary["batches"]) for key in ("in", "loaded", "quarantined", "duplicate")]
         rows.add_section()
         rows.add_row("all", *map(str, totals))
     console.print(rows)
 
-    judged = summary["model"]
-    if judged:
-        scores = Table(
-            title=f"Model: {judged['name']} version {judged['version']}, judged on people it had not seen ({', '.join(judged['trained_on'])})",
-            title_justify="left",
-            title_style="bold",
-        )
-        for name in ("score", "value", "95 % interval"):
-            scores.add_column(name, justify="left" if name == "score" else "right")
-        for name, value in judged["metrics"].items():
-            if value["value"] is not None:
-                scores.add_row(name.replace("_", " "), f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}")
-        console.print(scores)
+    if judged := summary["model"]:
+        console.print(scores_table(judged))
         console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
     if summary["predictions"]:
         p = summary["predictions"]
@@ -106,6 +97,33 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
     console.print(f"{summary['seconds']:.0f} s")
     for what, place in places.items():
         console.print(f"  {what:<9} {place}", highlight=False, soft_wrap=True)
+
+
+def scores_table(judged: dict[str, Any]) -> Table:
+    """Return the model's scores: a row for the people it was cross-validated on, and one for each other batch."""
+    table = Table(
+        title=f"Model {judged['name']}, version {judged['version']}: judged on people it had not seen",
+        title_justify="left",
+        title_style="bold",
+        caption="below each score: its 95 % interval",
+        show_lines=True,
+    )
+    columns = {"ROC-AUC": "auc", "log-loss": "log_loss", "accuracy": "accuracy", "calibration slope": "calibration_slope"}
+    table.add_column("people")
+    for name in columns:
+        table.add_column(name, justify="right")
+    groups = {f"{', '.join(judged['trained_on'])}\n[dim]cross-validated[/]": judged["metrics"]}
+    groups |= {f"{batch}\n[dim]never trained on[/]": site["metrics"] for batch, site in judged["sites"].items()}
+    for group, metrics in groups.items():
+        table.add_row(group, *(with_interval(metrics[key]) for key in columns.values()))
+    return table
+
+
+def with_interval(score: dict[str, float | None]) -> str:
+    """Return a score with its interval under it."""
+    if score["value"] is None:
+        return "-"
+    return f"{score['value']:.3f}\n[dim]{score['low']:.3f} to {score['high']:.3f}[/]"
 
 
 def write(summary: dict[str, Any], path: Path) -> None:

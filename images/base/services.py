@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from stage import DependencyUnavailable
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def warehouse(stage: str) -> "Iterator[Connection]":
     import psycopg2
 
     try:
-        with contextlib.closing(psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10)) as connection:
-            with connection:
-                yield connection
+        connection = psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10)
+        with contextlib.closing(connection), connection:
+            yield connection
     except psycopg2.OperationalError as error:
         message = " ".join(str(error).split())
         raise DependencyUnavailable(f"PostgreSQL: {message}; check PGHOST and that it runs, then try again") from error

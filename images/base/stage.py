@@ -157,7 +157,7 @@ class Job:
             intact = all((self.artifacts / o["uri"]).is_file() for o in latest["outputs"])
             if latest["fingerprint"] == self.fingerprint and intact and not self.force:
                 self._publish({**latest, **self._identity(), "outcome": "unchanged"}, None)
-                raise NothingToDo(f"unchanged since run {latest['run']}")
+                raise NothingToDo(f"unchanged since {latest['started'][:16].replace('T', ' ')} UTC")
 
     def nothing_to_do(self, message: str, rows: Rows | None = None, metrics: dict[str, Any] | None = None) -> NoReturn:
         """Record that the work is done already, as the place where it would be written shows, and raise NothingToDo."""
@@ -190,9 +190,7 @@ class Job:
         elsewhere; metrics: numbers worth seeing.
         """
         place = self.folder(self.stage).relative_to(self.artifacts)
-        files = [
-            File(str(place / name), sha256_of(folder / name), count) for name, count in (outputs or {}).items() if folder
-        ]
+        files = [File(str(place / name), sha256_of(folder / name), count) for name, count in (outputs or {}).items() if folder]
         document = self._document("done", rows, metrics, files, tables)
         self._publish(document, folder)
         write_atomically(self._latest, json.dumps(document, indent=2))
@@ -202,7 +200,7 @@ class Job:
         return self.artifacts / ".latest" / self.stage / f"{self.batch or 'all'}.json"
 
     def _identity(self) -> dict[str, Any]:
-        """What tells this result from any other: never part of a comparison between runs."""
+        """Return what tells this result from any other: never part of a comparison between runs."""
         return {
             "stage": self.stage,
             "run": self.run,

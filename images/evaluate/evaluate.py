@@ -10,23 +10,24 @@ Promise people of the training batches are judged by models that had not seen th
 
 import base64
 import hashlib
-import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, registered_version, warehouse
-from stage import File, InputRefused, Job, Rows, command, log
+from stage import File, Job, Rows, command, log
 
 if TYPE_CHECKING:
     import mlflow
     import numpy as np
     import pandas as pd
-    from gate import Decision
     from psycopg2.extensions import cursor as Cursor
 
+    from gate import Decision
+
 BASELINE = "always the prevalence"
-PEOPLE = "SELECT * FROM heart_analysis.heart_feature WHERE target IS NOT NULL ORDER BY account_id COLLATE \"C\""
+PEOPLE = 'SELECT * FROM heart_analysis.heart_feature WHERE target IS NOT NULL ORDER BY account_id COLLATE "C"'
 UNDIAGNOSED = "SELECT count(*) FROM heart_analysis.heart_feature WHERE target IS NULL"
 LOADS = """
 SELECT DISTINCT ON (batch) batch, dialect, source, rows_in, rows_loaded, rows_quarantined, rows_duplicate, loaded_at, load_id
@@ -81,6 +82,11 @@ def evaluate(job: Job, seed: int) -> None:
             "champion_version": version if alias == "champion" else champion,
             "trained_on": judged["trained_on"],
             "metrics": results["cross-validated"],
+            "sites": {
+                batch: {"people": len(y), "majority": float(max(y.mean(), 1 - y.mean())), "metrics": results[batch]}
+                for batch, (y, _) in judged["people"].items()
+                if batch != "cross-validated"
+            },
         }
         report = render_report(client, run_id, folder, people, judged, results, decision, summary, loads, undiagnosed, digest)
         (folder / "report.html").write_text(report, encoding="utf-8")
@@ -127,7 +133,9 @@ def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> di
     result = {"cross-validated": (mean["target"].to_numpy(), mean["probability"].to_numpy())}
     known = people[people["account_id"].isin(mean.index)]
     others = people[~people["account_id"].isin(mean.index)]
-    seen_before = others[features].round(6).apply(tuple, axis=1).map(repr).isin(known[features].round(6).apply(tuple, axis=1).map(repr))
+    seen_before = (
+        others[features].round(6).apply(tuple, axis=1).map(repr).isin(known[features].round(6).apply(tuple, axis=1).map(repr))
+    )
     same = others[seen_before]["batch"].value_counts().to_dict()
     for batch, group in others[~seen_before].groupby("batch"):
         if len(group) >= FEWEST_PEOPLE:

@@ -15,11 +15,16 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 import fsspec
+
 from stage import File, InputRefused, Job, Rows, command, log
+
+if TYPE_CHECKING:
+    from _csv import Writer as CsvWriter
+    from io import BufferedReader
 
 ACCOUNT_COLUMNS = ("account_id", "age", "sex")
 MEASURES = ("cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal", "target")
@@ -95,7 +100,7 @@ class Source:
         """Return the file's own name, which quarantined lines carry."""
         return self.path.rsplit("/", 1)[-1]
 
-    def open(self) -> BinaryIO:
+    def open(self) -> "BufferedReader":
         """Open the file for reading bytes."""
         return self.filesystem.open(self.path, "rb")
 
@@ -150,12 +155,13 @@ def read_header(source: Source, line: bytes, columns: tuple[str, ...]) -> Header
         raise InputRefused(f"{where}: column {', '.join(doubled)} stands there more than once; keep one")
     if unknown := [c for c in names if c not in columns]:
         raise InputRefused(
-            f"{where}: column {', '.join(map(repr, unknown))[:200]} is not known; remove it, or name it as one of {', '.join(columns)}"
+            f"{where}: column {', '.join(map(repr, unknown))[:200]} is not known; remove it, or give it one of the names "
+            f"{', '.join(columns)}"
         )
     return Header(delimiter, tuple(names))
 
 
-def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+def read_lines(file: "BufferedReader") -> Iterator[tuple[int, bytes, int]]:
     """Yield (line number, the line without its end, its length in bytes); an overlong line is cut, its length is not."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES):
@@ -169,7 +175,7 @@ def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
         yield number, line.rstrip(b"\r\n"), length
 
 
-def separate(source: Source, columns: tuple[str, ...], out: Path, quarantine: "csv._writer") -> tuple[int, int]:
+def separate(source: Source, columns: tuple[str, ...], out: Path, quarantine: "CsvWriter") -> tuple[int, int]:
     """Write the sound lines to a file and the malformed ones to the quarantine; return how many of each.
 
     The output has one header line, `line` and the columns, and the delivery's own delimiter. Blank lines are no rows.
@@ -196,7 +202,7 @@ def separate(source: Source, columns: tuple[str, ...], out: Path, quarantine: "c
 
 
 def check_line(line: bytes, length: int, header: Header) -> tuple[str, str | None]:
-    """Return a line's text and what is wrong with its structure, None where nothing is.
+    r"""Return a line's text and what is wrong with its structure, None where nothing is.
 
     The text of a malformed line is made printable: bytes that are no text stand as escapes like \\x00. The text of a
     sound line is untouched, or quoted in the standard way where it has quotes.

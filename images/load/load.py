@@ -6,6 +6,7 @@ Writes  `heart_analysis.account_dim`, `heart_disease_dim` and `heart_fact` (new 
 Promise one transaction: COPY into a temporary staging table, upserts, counts that balance or nothing at all.
 """
 
+import datetime as dt
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
+
 from services import POSTGRES, warehouse
 from stage import File, Job, Rows, command, log
 
@@ -35,13 +37,13 @@ def load(job: Job) -> None:
         # Two loads of one batch take turns; the second finds the first's row and has nothing to do.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"load {job.batch}"])
         cursor.execute(
-            "SELECT content_hash, run FROM heart_analysis.load_batch WHERE batch = %s ORDER BY load_id DESC LIMIT 1",
+            "SELECT content_hash, loaded_at FROM heart_analysis.load_batch WHERE batch = %s ORDER BY load_id DESC LIMIT 1",
             [job.batch],
         )
         newest = cursor.fetchone()
         if newest and newest[0] == content_hash and not job.force:
             rows = Rows(in_=transformed["rows"]["out"], out=transformed["rows"]["out"])
-            job.nothing_to_do(f"the warehouse has this content since run {newest[1]}", rows)
+            job.nothing_to_do(f"the warehouse has this content since {newest[1].astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC", rows)
 
         create_staging(cursor)
         copy(cursor, COPY_RECORDS, records)

@@ -37,7 +37,9 @@ def predict(job: Job) -> None:
         due = people[[key not in scored for key in zip(people["account_id"], people["load_id"], strict=True)]]
         metrics = {"model_version": int(champion.version), "undiagnosed": len(people), "scored": len(due)}
         if due.empty:
-            reason = "everyone has a diagnosis" if people.empty else f"all {len(people)} were scored by version {champion.version}"
+            reason = (
+                "everyone has a diagnosis" if people.empty else f"all {len(people)} were scored by version {champion.version}"
+            )
             job.nothing_to_do(reason, Rows(in_=0, out=0), metrics)
         predictions = score(champion.version, due)
         write(cursor, predictions, int(champion.version), job.run)

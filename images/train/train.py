@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, warehouse
 from stage import File, InputRefused, Job, Rows, command, log
 
@@ -29,6 +30,7 @@ FROM heart_analysis.heart_feature WHERE target IS NOT NULL ORDER BY account_id C
 """
 # With fewer people of either kind a fold can't be trusted to hold both.
 FEWEST_OF_A_CLASS = 20
+
 
 @command("Train candidates on the diagnosed people, compare them honestly, and register the best in MLflow.",
          per_batch=False, environment=POSTGRES | MLFLOW)  # fmt: skip
@@ -100,7 +102,9 @@ def select_people(people: "pd.DataFrame", batches: list[str]) -> "pd.DataFrame":
     """Return the people of the training batches. Raises InputRefused where they don't suffice to train and test on."""
     there = set(people["batch"])
     if absent := sorted(set(batches) - there):
-        raise InputRefused(f"training batch {', '.join(absent)}: nobody there has a diagnosis; there are {', '.join(sorted(there))}")
+        raise InputRefused(
+            f"training batch {', '.join(absent)}: nobody there has a diagnosis; there are {', '.join(sorted(there))}"
+        )
     chosen = people[people["batch"].isin(batches)].reset_index(drop=True)
     diseased = int(chosen["target"].sum())
     if min(diseased, len(chosen) - diseased) < FEWEST_OF_A_CLASS:

@@ -14,6 +14,7 @@ import csv
 from pathlib import Path
 
 import duckdb
+
 from stage import InputRefused, Job, Rows, command, log
 
 # Past this DuckDB goes to disk.
@@ -77,13 +78,13 @@ def view_lines(db: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
 
 
 def refuse_other_dialect(db: duckdb.DuckDBPyConnection, dialect: str, file: str) -> None:
-    """Raise InputRefused where more lines have codes that only the other dialect knows than ones that only this one does."""
+    """Raise InputRefused where more lines have codes that only the other dialect knows than that only this one does."""
     other = {"uci": "kaggle", "kaggle": "uci"}[dialect]
     db.execute("SET VARIABLE other = ?", [other])
     only_this, only_other, first = db.execute(
         "SELECT count_if(this AND NOT other), count_if(other AND NOT this), min(line) FILTER (other AND NOT this) FROM (SELECT "
-        "line, fits(cp, slope, ca, thal, getvariable('dialect')) AS this, fits(cp, slope, ca, thal, getvariable('other')) AS other "
-        "FROM heart)"
+        "line, fits(cp, slope, ca, thal, getvariable('dialect')) AS this, "
+        "fits(cp, slope, ca, thal, getvariable('other')) AS other FROM heart)"
     ).fetchall()[0]
     if only_other > only_this:
         raise InputRefused(

@@ -18,7 +18,10 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
@@ -91,7 +94,7 @@ def apply_sql(environment: dict[str, str]) -> None:
                     sys.exit(f"{path}: {error}")
 
 
-def connect(environment: dict[str, str]) -> "psycopg2.extensions.connection":  # noqa: F821
+def connect(environment: dict[str, str]) -> "Connection":
     """Connect to the warehouse."""
     import psycopg2
 
@@ -108,39 +111,39 @@ def free_port() -> int:
 
 
 class Mlflow:
-    """An MLflow server of its own process group: `start` returns at once, `wait` when it answers."""
+    """An MLflow server in a process group of its own: started at once, ready when `wait` returns."""
 
     def __init__(self, database: dict[str, str], port: int | None = None) -> None:
-        """Prepare a server whose runs and registry are in PostgreSQL and whose artifacts are in the state's folder."""
+        """Start a server whose runs and registry are in PostgreSQL and whose artifacts are in the state's folder."""
         self.port = port or free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = LOGS / "mlflow.log"
         self._store = f"postgresql+psycopg2://{database['PGUSER']}@/mlflow?host={database['PGHOST']}&port={database['PGPORT']}"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
+        self._process, self._output = self._start()
 
-    def start(self) -> "Mlflow":
-        """Start the server."""
+    def _start(self) -> tuple["subprocess.Popen[bytes]", IO[bytes]]:
         command = [
             ENVIRONMENTS / "mlflow" / "bin" / "mlflow", "server", "--host", "127.0.0.1", "--port", self.port, "--workers", 1,
             "--backend-store-uri", self._store, "--artifacts-destination", STATE / "mlflow" / "artifacts",
         ]  # fmt: skip
-        environment = {"PATH": f"{ENVIRONMENTS / 'mlflow' / 'bin'}:/usr/bin:/bin", "HOME": str(STATE / "mlflow"),
-                       "LANG": "C.UTF-8", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+        environment = {
+            "PATH": f"{ENVIRONMENTS / 'mlflow' / 'bin'}:/usr/bin:/bin",
+            "HOME": str(STATE / "mlflow"),
+            "LANG": "C.UTF-8",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
         (STATE / "mlflow").mkdir(exist_ok=True)
-        self._output = self.log.open("wb")
-        self._process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=self._output, stderr=self._output, start_new_session=True
-        )
-        return self
+        output = self.log.open("wb")
+        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=output, stderr=output, start_new_session=True)
+        return process, output
 
     def wait(self) -> None:
         """Wait until the server answers. Ends the program where it doesn't, with the end of its log."""
-        assert self._process
         deadline = time.monotonic() + MLFLOW_READY_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"{self.uri}/version", timeout=5).read()
+                urllib.request.urlopen(f"{self.uri}/version", timeout=5).read()  # noqa: S310 - our own address
                 return
             time.sleep(0.1)
         end = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
@@ -148,21 +151,25 @@ class Mlflow:
 
     def stop(self) -> None:
         """End the server and its workers."""
-        if self._process and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-        if self._output:
-            self._output.close()
+        end_group(self._process)
+        self._output.close()
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started in its group: kindly, then not."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager
 def mlflow_server(database: dict[str, str], port: int | None = None) -> Iterator[Mlflow]:
     """Run an MLflow server; `wait` on it before its first use."""
-    server = Mlflow(database, port).start()
+    server = Mlflow(database, port)
     try:
         yield server
     finally:
