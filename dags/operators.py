@@ -28,6 +28,8 @@ GRACE_SECONDS = 5
 
 # Whoever runs the DAGs in this process can follow the stages here: each record has `event`, a dict.
 progress = logging.getLogger("heart.progress")
+# Set once the run is stopped: Airflow takes an interrupted task for one to try again, but nothing more shall start here.
+interrupted = threading.Event()
 
 
 class StageOperator(BaseOperator):
@@ -57,6 +59,8 @@ class StageOperator(BaseOperator):
         """Run the stage. Returns its result document; raises AirflowSkipException, AirflowFailException or AirflowException."""
         contract = STAGES[self.stage]
         started = time.monotonic()
+        if interrupted.is_set():
+            raise AirflowFailException("not started: the run was interrupted")
         self._tell("started", started)
         code, result, message = self._run_process(contract)
         if code in (DONE, NOTHING_TO_DO) and result is None:
@@ -73,7 +77,8 @@ class StageOperator(BaseOperator):
         raise (AirflowFailException if code in NOT_RETRIED else AirflowException)(message)
 
     def on_kill(self) -> None:
-        """End the stage with the task."""
+        """End the stage with the task, when Airflow ends that: on SIGTERM, from the UI, or when its time is over."""
+        interrupted.set()
         if self._process:
             stop(self._process)
 
@@ -96,9 +101,13 @@ class StageOperator(BaseOperator):
                 self.log.info("%s", line.rstrip())
                 message = said(line) or message
             code = self._process.wait()
+        except KeyboardInterrupt:
+            interrupted.set()
         finally:
             stop(self._process)
         reader.join()
+        if interrupted.is_set():
+            raise AirflowFailException("the run was interrupted")
         return code, find_result(output), message or f"{contract.name} ended with exit code {code} and said nothing"
 
     def _environment(self, contract: Stage) -> dict[str, str]:

@@ -103,8 +103,12 @@ def load_dags() -> dict[str, Any]:
 
 
 def run_dag(dag: Any, parameters: dict[str, Any]) -> None:
-    """Run a DAG to its end in this process."""
+    """Run a DAG to its end in this process. Raises KeyboardInterrupt where somebody stopped it."""
+    from operators import interrupted
+
     dag.test(run_conf=parameters)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def count_rows(database: dict[str, str]) -> dict[str, int]:

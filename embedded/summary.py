@@ -65,7 +65,8 @@ def model(results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, An
         return None
     metrics = evaluated["metrics"]
     names = {"name": "model_name", "version": "model_version", "alias": "alias", "decision": "decision", "reason": "reason",
-             "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics", "sites": "sites"}  # fmt: skip
+             "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics", "sites": "sites",
+             "same_people": "same_people"}  # fmt: skip
     return {name: metrics[key] for name, key in names.items()}
 
 
@@ -86,6 +87,8 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
 
     if judged := summary["model"]:
         console.print(scores_table(judged))
+        for batch, count in judged["same_people"].items():
+            console.print(f"{batch}: {count} people have the values of somebody trained on, so they are no test", highlight=False)
         console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
     if summary["predictions"]:
         p = summary["predictions"]
@@ -113,7 +116,7 @@ def scores_table(judged: dict[str, Any]) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     groups = {f"{', '.join(judged['trained_on'])}\n[dim]cross-validated[/]": judged["metrics"]}
-    groups |= {f"{batch}\n[dim]never trained on[/]": site["metrics"] for batch, site in judged["sites"].items()}
+    groups |= {f"{batch}\n[dim]never seen[/]": site["metrics"] for batch, site in judged["sites"].items()}
     for group, metrics in groups.items():
         table.add_row(group, *(with_interval(metrics[key]) for key in columns.values()))
     return table
@@ -123,7 +126,7 @@ def with_interval(score: dict[str, float | None]) -> str:
     """Return a score with its interval under it."""
     if score["value"] is None:
         return "-"
-    return f"{score['value']:.3f}\n[dim]{score['low']:.3f} to {score['high']:.3f}[/]"
+    return f"{score['value']:.3f}\n[dim]{score['low']:.2f} to {score['high']:.2f}[/]"
 
 
 def write(summary: dict[str, Any], path: Path) -> None:

@@ -70,7 +70,6 @@ def evaluate(job: Job, seed: int) -> None:
         figures = draw(judged, model, people, seed)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=110)
         alias = "champion" if decision.outcome == "promoted" or champion == version else "challenger"
         summary = {
             "model_name": MODEL_NAME,
@@ -82,6 +81,7 @@ def evaluate(job: Job, seed: int) -> None:
             "champion_version": version if alias == "champion" else champion,
             "trained_on": judged["trained_on"],
             "metrics": results["cross-validated"],
+            "same_people": judged["same"],
             "sites": {
                 batch: {"people": len(y), "majority": float(max(y.mean(), 1 - y.mean())), "metrics": results[batch]}
                 for batch, (y, _) in judged["people"].items()
@@ -292,7 +292,7 @@ def log_to_mlflow(
                 if value[part] is not None:
                     client.log_metric(run_id, f"{batch}/{metric}{suffix}", value[part])
     for name in figures:
-        client.log_artifact(run_id, str(folder / f"{name}.png"), "plots")
+        client.log_artifact(run_id, str(folder / f"{name}.svg"), "plots")
     client.log_artifact(run_id, str(folder / "report.html"))
     client.set_tag(run_id, "heart.decision", decision.outcome)
     client.set_tag(run_id, "heart.reason", decision.reason)
