@@ -17,8 +17,8 @@ CREATE MACRO number(text) AS
 CREATE MACRO says(name, text, reason) AS format('{} ''{}'' {}', name, text[:40], reason);
 
 CREATE MACRO not_a_number(name, text) AS
-    CASE WHEN regexp_full_match(text, '[+-]?\d+,\d+') THEN says(name, text, 'has a decimal comma; write a point')
-         ELSE says(name, text, 'is not a number; write ? where it is not known') END;
+    CASE WHEN regexp_full_match(text, '[+-]?\d+,\d+') THEN says(name, text, 'has a decimal comma (write a point)')
+         ELSE says(name, text, 'is not a number (write ? where it is not known)') END;
 
 -- A measured number. In these data 0 was written where blood pressure or cholesterol was not measured.
 CREATE MACRO measured(name, text, unit, low, high, whole := true, zero_is_missing := false) AS
@@ -73,4 +73,4 @@ CREATE MACRO fits(cp, slope, ca, thal, dialect) AS
 
 CREATE MACRO account_id_error(text) AS
     CASE WHEN text <> '' AND NOT regexp_full_match(text, '[\p{L}\p{N}][\p{L}\p{N}._/-]{0,63}')
-         THEN says('account_id', text, 'is no account_id; use up to 64 letters, digits, . _ - and /') END;
+         THEN says('account_id', text, 'is no account_id (up to 64 letters, digits, . _ - and /)') END;

@@ -82,7 +82,8 @@ def refuse_other_dialect(db: duckdb.DuckDBPyConnection, dialect: str, file: str)
     other = {"uci": "kaggle", "kaggle": "uci"}[dialect]
     db.execute("SET VARIABLE other = ?", [other])
     only_this, only_other, first = db.execute(
-        "SELECT count_if(this AND NOT other), count_if(other AND NOT this), min(line) FILTER (other AND NOT this) FROM (SELECT "
+        "SELECT count(*) FILTER (this AND NOT other), count(*) FILTER (other AND NOT this), "
+        "min(line) FILTER (other AND NOT this) FROM (SELECT "
         "line, fits(cp, slope, ca, thal, getvariable('dialect')) AS this, "
         "fits(cp, slope, ca, thal, getvariable('other')) AS other FROM heart)"
     ).fetchall()[0]

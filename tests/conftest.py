@@ -1,0 +1,99 @@
+"""The servers that the tests use are real: PostgreSQL and MLflow, started once, listening on this machine only."""
+
+import contextlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ENVIRONMENTS, ROOT, Delivery
+
+_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required."""
+    if shutil.which("docker") and os.system("docker info >/dev/null 2>&1") == 0:  # noqa: S605
+        return
+    for item in items:
+        if item.get_closest_marker("docker") and not os.environ.get("REQUIRE_DOCKER"):
+            item.add_marker(pytest.mark.skip(reason="NOT RUN: no Docker engine answers; make docker-engine starts one"))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Run PostgreSQL; gives libpq's variables."""
+    import servers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers, "STATE", tmp_path_factory.mktemp("postgres"))
+        with servers.postgres() as environment:
+            yield environment
+
+
+@pytest.fixture
+def warehouse(postgres: dict[str, str]) -> "Iterator[Warehouse]":
+    """Give an empty warehouse of the test's own."""
+    import servers
+
+    name = f"heart_{next(_numbers)}"
+    with contextlib.closing(servers.connect(postgres)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    environment = postgres | {"PGDATABASE": name}
+    servers.apply_sql(environment)
+    yield Warehouse(environment)
+
+
+class Warehouse:
+    """A warehouse that can be asked."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def query(self, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, or none for a statement."""
+        import servers
+
+        with contextlib.closing(servers.connect(self.environment)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Delivery:
+    """Give an empty folder of batches."""
+    return Delivery(tmp_path)
+
+
+@pytest.fixture
+def loading(delivery: Delivery, warehouse: Warehouse) -> Delivery:
+    """Give an empty folder of batches whose stages reach an empty warehouse."""
+    delivery.variables = dict(warehouse.environment)
+    return delivery
+
+
+@pytest.fixture(scope="session")
+def mlflow(postgres: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an MLflow server; gives its address."""
+    import servers
+
+    with pytest.MonkeyPatch.context() as patch:
+        state = tmp_path_factory.mktemp("mlflow")
+        patch.setattr(servers, "STATE", state)
+        patch.setattr(servers, "LOGS", state)
+        with servers.mlflow_server(postgres) as server:
+            server.wait()
+            yield server.uri
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environments() -> None:
+    """Tell how to make what the tests need where it is missing."""
+    missing = [path.parent.name for path in ROOT.glob("images/*/requirements.txt") if not (ENVIRONMENTS / path.parent.name).is_dir()]
+    if missing:
+        pytest.exit(f"no environment for {', '.join(missing)}; run the tests with `make test`")

@@ -1,0 +1,145 @@
+"""What the tests share: running a stage as its users do, and making deliveries.
+
+A run fails the test unless it ends with the expected exit code, leaves no traceback and logs no unexpected WARNING or
+ERROR. The variables that a stage gets are those of the contract; nothing else of this machine's environment.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".run" / "env"
+sys.path[:0] = [str(ROOT / "dags"), str(ROOT / "embedded")]
+
+from stages import DONE, NOTHING_TO_DO, REFUSED, RESULT_MARKER, STAGES, UNAVAILABLE, USAGE  # noqa: E402
+
+__all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "STAGES", "UNAVAILABLE", "USAGE", "Delivery", "Outcome", "run_stage"]
+
+ACCOUNT_HEADER = "account_id;age;sex"
+HEART_HEADER = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target"
+KAGGLE_HEADER = "age,sex,cp,trestbps,chol,fbs,restecg,thalach,exang,oldpeak,slope,ca,thal,target"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: its exit code, result document, log as dicts, and all that it printed."""
+
+    code: int
+    result: dict[str, Any] | None
+    log: list[dict[str, Any]]
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """Return the one line with which an expected failure ended."""
+        (message,) = [line["message"] for line in self.log if line["level"] == "ERROR"]
+        return message
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Return the counts of the result document."""
+        assert self.result is not None
+        return self.result["rows"]
+
+
+def command(stage: str, *arguments: object) -> list[str]:
+    """Return the command that runs a stage in its own environment of packages."""
+    python = ENVIRONMENTS / stage / "bin" / "python"
+    return [str(python), str(ROOT / "images" / stage / f"{stage}.py"), *map(str, arguments)]
+
+
+def environment(stage: str, variables: dict[str, Any]) -> dict[str, str]:
+    """Return what the stage is given: those of the variables that it declares."""
+    declared = {name: str(value) for name, value in variables.items() if name in STAGES[stage].variables}
+    home = ENVIRONMENTS / stage
+    return declared | {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT / "images" / "base")}
+
+
+def run_stage(stage: str, *arguments: object, expect: int = DONE, **variables: Any) -> Outcome:
+    """Run a stage and return how it ended; the test fails where that is not as expected."""
+    done = subprocess.run(
+        command(stage, *arguments), env=environment(stage, variables), capture_output=True, text=True, timeout=240, errors="replace"
+    )
+    outcome = read_outcome(done.returncode, done.stdout, done.stderr)
+    assert outcome.code == expect, f"{stage} ended with {outcome.code}, not {expect}:\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    unexpected = [line for line in outcome.log if line["level"] in ("WARNING", "ERROR", "CRITICAL")]
+    if expect in (REFUSED, UNAVAILABLE):
+        assert len([line for line in unexpected if line["level"] == "ERROR"]) == 1, done.stderr
+        assert "\n" not in outcome.error
+    elif expect != USAGE:
+        assert not unexpected, done.stderr
+    return outcome
+
+
+def read_outcome(code: int, stdout: str, stderr: str) -> Outcome:
+    """Understand what a stage printed."""
+    results = [json.loads(line.removeprefix(RESULT_MARKER)) for line in stdout.splitlines() if line.startswith(RESULT_MARKER)]
+    log = []
+    for line in stderr.splitlines():
+        with contextlib.suppress(ValueError):
+            log.append(json.loads(line))
+    return Outcome(code, results[-1] if results else None, log, stdout, stderr)
+
+
+@dataclass
+class Delivery:
+    """A folder of batches and the artifacts of their runs, inside a test's own folder."""
+
+    folder: Path
+    run: str = "run-1"
+    dialect: str = "uci"
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        """Return the folder with the batches."""
+        return self.folder / "data"
+
+    @property
+    def artifacts(self) -> Path:
+        """Return the folder that the stages share."""
+        return self.folder / "artifacts"
+
+    def write(self, batch: str, accounts: str | bytes | None, hearts: str | bytes | None) -> None:
+        """Deliver the two files of a batch; None leaves one out."""
+        folder = self.data / batch
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("account_raw.csv", accounts), ("heart_raw.csv", hearts)):
+            (folder / name).unlink(missing_ok=True)
+            if content is not None:
+                (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def write_kaggle(self, batch: str, content: str | bytes) -> None:
+        """Deliver a batch in Kaggle's layout."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        (self.data / f"{batch}.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def stage(self, stage: str, batch: str | None = None, *arguments: object, expect: int = DONE, **variables: Any) -> Outcome:
+        """Run a stage on a batch of this delivery."""
+        given = {"HEART_RUN": self.run, "HEART_ARTIFACTS": self.artifacts, "HEART_DATA": self.data, "HEART_DIALECT": self.dialect}
+        if batch is not None:
+            given["HEART_BATCH"] = batch
+        return run_stage(stage, *arguments, expect=expect, **(given | self.variables | variables))
+
+    def etl(self, batch: str) -> dict[str, Outcome]:
+        """Take a batch through extract, transform and load."""
+        return {name: self.stage(name, batch) for name in STAGES if STAGES[name].per_batch}
+
+    def output(self, outcome: Outcome, name: str) -> Path:
+        """Return the path of a file that a stage wrote."""
+        assert outcome.result is not None
+        (uri,) = [output["uri"] for output in outcome.result["outputs"] if output["uri"].endswith("/" + name)]
+        return self.artifacts / uri
+
+
+def base_environment() -> dict[str, str]:
+    """Return this machine's environment without what earlier runs of the project may have set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HEART_", "AIRFLOW", "PG", "MLFLOW"))}
