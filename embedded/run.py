@@ -106,6 +106,7 @@ def run_dag(dag: Any, parameters: dict[str, Any]) -> None:
     """Run a DAG to its end in this process. Raises KeyboardInterrupt where somebody stopped it."""
     from operators import interrupted
 
+    servers.stop_on_signals(interrupted.set)
     dag.test(run_conf=parameters)
     if interrupted.is_set():
         raise KeyboardInterrupt

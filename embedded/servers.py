@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -43,10 +43,14 @@ def only_one() -> Iterator[None]:
         yield
 
 
-def stop_on_signals() -> None:
-    """End as on Ctrl-C when asked to in another way, so that whatever was started is stopped."""
+def stop_on_signals(tell: Callable[[], None] = lambda: None) -> None:
+    """Raise KeyboardInterrupt however the program is asked to end, so that whatever was started is stopped.
+
+    tell: called first, for those parts of the program whose libraries swallow the exception.
+    """
 
     def interrupt(_number: int, _frame: object) -> None:
+        tell()
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

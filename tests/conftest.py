@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import ENVIRONMENTS, ROOT, Delivery
 
 _numbers = itertools.count()
@@ -34,9 +35,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             yield environment
 
 
-@pytest.fixture
-def warehouse(postgres: dict[str, str]) -> "Iterator[Warehouse]":
-    """Give an empty warehouse of the test's own."""
+def make_warehouse(postgres: dict[str, str]) -> dict[str, str]:
+    """Make an empty warehouse in a database of its own; return libpq's variables for it."""
     import servers
 
     name = f"heart_{next(_numbers)}"
@@ -46,7 +46,13 @@ def warehouse(postgres: dict[str, str]) -> "Iterator[Warehouse]":
             cursor.execute(f"CREATE DATABASE {name}")
     environment = postgres | {"PGDATABASE": name}
     servers.apply_sql(environment)
-    yield Warehouse(environment)
+    return environment
+
+
+@pytest.fixture
+def warehouse(postgres: dict[str, str]) -> "Warehouse":
+    """Give an empty warehouse of the test's own."""
+    return Warehouse(make_warehouse(postgres))
 
 
 class Warehouse:
@@ -94,6 +100,8 @@ def mlflow(postgres: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session", autouse=True)
 def environments() -> None:
     """Tell how to make what the tests need where it is missing."""
-    missing = [path.parent.name for path in ROOT.glob("images/*/requirements.txt") if not (ENVIRONMENTS / path.parent.name).is_dir()]
+    missing = [
+        path.parent.name for path in ROOT.glob("images/*/requirements.txt") if not (ENVIRONMENTS / path.parent.name).is_dir()
+    ]
     if missing:
         pytest.exit(f"no environment for {', '.join(missing)}; run the tests with `make test`")

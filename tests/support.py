@@ -9,20 +9,22 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
-sys.path[:0] = [str(ROOT / "dags"), str(ROOT / "embedded")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "images/evaluate")]
 
 from stages import DONE, NOTHING_TO_DO, REFUSED, RESULT_MARKER, STAGES, UNAVAILABLE, USAGE  # noqa: E402
 
-__all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "STAGES", "UNAVAILABLE", "USAGE", "Delivery", "Outcome", "run_stage"]
+__all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "STAGES", "UNAVAILABLE", "USAGE"]
 
 ACCOUNT_HEADER = "account_id;age;sex"
 HEART_HEADER = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target"
+FEATURES = ["age", "sex", *HEART_HEADER.split(";")[1:-1]]
 KAGGLE_HEADER = "age,sex,cp,trestbps,chol,fbs,restecg,thalach,exang,oldpeak,slope,ca,thal,target"
 
 
@@ -65,7 +67,12 @@ def environment(stage: str, variables: dict[str, Any]) -> dict[str, str]:
 def run_stage(stage: str, *arguments: object, expect: int = DONE, **variables: Any) -> Outcome:
     """Run a stage and return how it ended; the test fails where that is not as expected."""
     done = subprocess.run(
-        command(stage, *arguments), env=environment(stage, variables), capture_output=True, text=True, timeout=240, errors="replace"
+        command(stage, *arguments),
+        env=environment(stage, variables),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        errors="replace",
     )
     outcome = read_outcome(done.returncode, done.stdout, done.stderr)
     assert outcome.code == expect, f"{stage} ended with {outcome.code}, not {expect}:\n{done.stdout}{done.stderr}"
@@ -138,6 +145,13 @@ class Delivery:
         assert outcome.result is not None
         (uri,) = [output["uri"] for output in outcome.result["outputs"] if output["uri"].endswith("/" + name)]
         return self.artifacts / uri
+
+
+def ask_mlflow(address: str, path: str, /, **query: str) -> dict:
+    """Ask MLflow's REST API."""
+    arguments = "&".join(f"{name}={value}" for name, value in query.items())
+    with urllib.request.urlopen(f"{address}/api/2.0/mlflow/{path}?{arguments}", timeout=30) as answer:  # noqa: S310
+        return json.load(answer)
 
 
 def base_environment() -> dict[str, str]:

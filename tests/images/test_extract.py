@@ -4,13 +4,14 @@ import csv
 import json
 
 import pytest
-from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, USAGE, Delivery
+
+from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, USAGE, Delivery, Outcome
 
 ACCOUNTS = f"{ACCOUNT_HEADER}\nA1;63;1\nA2;41;0\n"
 HEARTS = f"{HEART_HEADER}\nA1;1;145;233;1;2;150;0;2.3;3;0;6;0\nA2;2;130;204;0;2;172;0;1.4;1;0;3;1\n"
 
 
-def quarantined(delivery: Delivery, outcome) -> list[dict[str, str]]:
+def quarantined(delivery: Delivery, outcome: Outcome) -> list[dict[str, str]]:
     with delivery.output(outcome, "quarantine.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -123,4 +124,3 @@ def test_memory_does_not_grow_with_a_line_that_never_ends(delivery):
     outcome = delivery.stage("extract", "a")
     assert outcome.rows == {"in": 3, "out": 2, "rejected": 1, "duplicate": 0}
     assert delivery.output(outcome, "quarantine.csv").stat().st_size < 10_000
-

@@ -6,13 +6,17 @@ import subprocess
 import time
 
 import pytest
-from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, command, environment
+
+from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, Delivery, command, environment
 
 FACT = "SELECT account_id, age, chol, target, load_id FROM heart_analysis.heart_fact ORDER BY account_id"
-COUNTS = "SELECT rows_in, rows_loaded, rows_quarantined, rows_duplicate, rows_inserted, rows_updated, rows_unchanged FROM heart_analysis.load_batch ORDER BY load_id"
+COUNTS = (
+    "SELECT rows_in, rows_loaded, rows_quarantined, rows_duplicate, rows_inserted, rows_updated, rows_unchanged "
+    "FROM heart_analysis.load_batch ORDER BY load_id"
+)
 
 
-def write(delivery, people: dict[str, tuple[int, str, str]]) -> None:
+def write(delivery: Delivery, people: dict[str, tuple[int, str, str]]) -> None:
     """Deliver people: account_id -> age, chol, target."""
     accounts = "".join(f"{a};{age};1\n" for a, (age, _, _) in people.items())
     hearts = "".join(f"{a};1;145;{chol};1;2;150;0;2.3;3;0;6;{target}\n" for a, (_, chol, target) in people.items())
@@ -100,6 +104,7 @@ def test_two_loads_of_one_batch_at_once_load_it_once(loading, warehouse):
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopped_while_it_waits_for_the_database_it_is_gone_in_3_seconds_and_nothing_is_loaded(loading, warehouse, kind):
     import psycopg2
+
     import servers
 
     write(loading, {"A1": (63, "233", "0")})
@@ -130,12 +135,15 @@ def test_the_warehouse_itself_refuses_values_outside_the_domains(warehouse):
 
     for column, value in (("cp", 0), ("thal", 4), ("target", 2), ("chol", 0), ("age", 130), ("oldpeak", 11), ("sex", 2)):
         with pytest.raises(psycopg2.errors.CheckViolation):
-            warehouse.query(f"INSERT INTO heart_analysis.heart_fact (account_id, {column}, batch, load_id) VALUES ('A', {value}, 'a', 1)")
+            warehouse.query(
+                f"INSERT INTO heart_analysis.heart_fact (account_id, {column}, batch, load_id) VALUES ('A', {value}, 'a', 1)"
+            )
 
 
 def test_tables_have_the_columns_that_were_promised(warehouse):
     columns = warehouse.query(
-        "SELECT table_name, string_agg(column_name || ' ' || data_type, ', ' ORDER BY ordinal_position) FROM information_schema.columns "
+        "SELECT table_name, string_agg(column_name || ' ' || data_type, ', ' ORDER BY ordinal_position) "
+        "FROM information_schema.columns "
         "WHERE table_schema = 'heart_analysis' AND table_name IN ('account_dim', 'heart_disease_dim', 'heart_fact') GROUP BY 1"
     )
     measures = [f"{c} {'double precision' if c == 'oldpeak' else 'integer'}" for c in HEART_HEADER.split(";")[1:]]

@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+
 from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, Delivery, Outcome
 
 SOUND = ["A1;63;1", "A1;1;145;233;1;2;150;0;2.3;3;0;6;0"]
@@ -25,7 +26,9 @@ def rows(delivery: Delivery, outcome: Outcome, name: str) -> list[dict[str, str]
 
 
 def test_joins_and_writes_canonical_records(delivery):
-    outcome = deliver(delivery, ("A2;41;0", "A2;2;130;0;?;;172;0;1.4;1;?;3;4"), ("A1 ; 63.0;1", " A1;1;145;233;1;2;150;0;2.3;3;0;6;0"))
+    outcome = deliver(
+        delivery, ("A2;41;0", "A2;2;130;0;?;;172;0;1.4;1;?;3;4"), ("A1 ; 63.0;1", " A1;1;145;233;1;2;150;0;2.3;3;0;6;0")
+    )
     assert [list(r.values()) for r in rows(delivery, outcome, "records.csv")] == [
         ["A2", "41", "0", "2", "130", "", "", "", "172", "0", "1.4", "1", "", "3", "1"],
         ["A1", "63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"],
@@ -67,7 +70,9 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_rejects_a_wrong_value_with_column_reason_and_text(delivery, kind):
     column, value, reason = WRONG[kind]
-    record = dict(zip(COLUMNS, "A1;63;1;1;145;233;1;2;150;0;2.3;3;0;6;0".split(";"), strict=True)) | {column: value}
+    record = dict(
+        zip(COLUMNS, ["A1", "63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"], strict=True)
+    ) | {column: value}
     account = ";".join(record[c] for c in ACCOUNT_HEADER.split(";"))
     heart = ";".join(record[c] for c in HEART_HEADER.split(";"))
     outcome = deliver(delivery, ("A2;41;0", "A2;2;130;204;0;2;172;0;1.4;1;0;3;0"), (account, heart))
@@ -87,12 +92,16 @@ def test_names_everything_that_is_wrong_at_once(delivery):
 HEART_1 = "A1;1;145;233;1;2;150;0;2.3;3;0;6;0"
 HEART_1_OTHER = "A1;1;145;234;1;2;150;0;2.3;3;0;6;0"
 NO_ID = ";1;145;233;1;2;150;0;2.3;3;0;6;0"
-CASES = {
+CASES: dict[str, tuple[list[tuple[str | None, str | None]], tuple[int, ...], list[str]]] = {
     "the same line again": ([("A1;63;1", HEART_1), (None, HEART_1)], (2, 1, 0, 1), []),
     "the same account again": ([("A1;63;1", HEART_1), ("A1;63;1", None)], (2, 1, 0, 1), []),
     "two versions of one record": ([("A1;63;1", HEART_1), (None, HEART_1_OTHER)], (2, 0, 2, 0), ["with different values"] * 2),
     "two versions of one account": ([("A1;63;1", HEART_1), ("A1;36;1", None)], (2, 0, 2, 0), ["different values"] * 2),
-    "record without account": ([("A1;63;1", HEART_1), (None, HEART_1.replace("A1", "A2"))], (2, 1, 1, 0), ["no account has this"]),
+    "record without account": (
+        [("A1;63;1", HEART_1), (None, HEART_1.replace("A1", "A2"))],
+        (2, 1, 1, 0),
+        ["no account has this"],
+    ),
     "account without record": ([("A1;63;1", HEART_1), ("A2;63;1", None)], (2, 1, 1, 0), ["no heart record has this"]),
     "no account id": ([("A1;63;1", HEART_1), (";63;1", NO_ID)], (3, 1, 2, 0), ["account_id is missing"] * 2),
     "nothing fits": ([("B1;63;1", HEART_1)], (2, 0, 2, 0), ["no heart record has this", "no account has this"]),
@@ -124,8 +133,8 @@ def test_kaggle_codes_become_canonical_and_its_target_is_turned(delivery):
     outcome = delivery.stage("transform", "heart")
     assert outcome.rows == {"in": 3, "out": 2, "rejected": 0, "duplicate": 1}
     first, second = rows(delivery, outcome, "records.csv")
-    assert list(first.values())[1:] == "63,1,1,145,233,1,2,150,0,2.3,3,0,6,0".split(",")
-    assert list(second.values())[1:] == "41,0,4,130,204,0,0,172,0,1.4,1,,,1".split(",")
+    assert list(first.values())[1:] == ["63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"]
+    assert list(second.values())[1:] == ["41", "0", "4", "130", "204", "0", "0", "172", "0", "1.4", "1", "", "", "1"]
     assert first["account_id"].startswith("KAG-") and first["account_id"] != second["account_id"]
 
 

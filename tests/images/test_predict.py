@@ -1,0 +1,27 @@
+"""predict: a probability for everyone without a diagnosis, again when the record changes, and never twice."""
+
+from support import NOTHING_TO_DO, Delivery
+
+
+def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_changes(trained):
+    delivery, warehouse, _ = trained
+    hospital = Delivery(delivery.folder / "hospital", variables=delivery.variables)
+    predictions = "SELECT account_id, probability, model_version, missing FROM heart_analysis.heart_prediction_current ORDER BY 1"
+    accounts = "account_id;age;sex\nN1;44;0\nN2;67;1\n"
+    header = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target\n"
+    hospital.write("new", accounts, header + "N1;3;118;242;0;0;149;0;0.3;2;1;3;?\nN2;4;160;286;0;2;108;1;1.5;2;?;?;?\n")
+    hospital.etl("new")
+    assert hospital.stage("predict").rows == {"in": 2, "out": 2, "rejected": 0, "duplicate": 0}
+    (well, ill) = warehouse.query(predictions)
+    assert (well[0], well[3], ill[0], ill[3]) == ("N1", [], "N2", ["ca", "thal"])
+    assert well[1] < 0.3 < 0.7 < ill[1], "the probability is that of disease"
+    hospital.stage("predict", expect=NOTHING_TO_DO)
+
+    # A later measurement for one, a diagnosis for the other.
+    hospital.write("new", accounts, header + "N1;3;118;242;0;0;149;0;0.3;2;1;3;0\nN2;4;160;286;0;2;108;1;1.5;2;3;7;?\n")
+    hospital.run = "run-2"
+    hospital.etl("new")
+    assert hospital.stage("predict").rows["out"] == 1
+    (again,) = warehouse.query(predictions)
+    assert again[0] == "N2" and again[3] == [] and again[1] > ill[1]
+    assert warehouse.query("SELECT count(*) FROM heart_analysis.heart_prediction") == [(3,)], "history is kept"
