@@ -117,12 +117,12 @@ def free_port() -> int:
 class Mlflow:
     """An MLflow server in a process group of its own: started at once, ready when `wait` returns."""
 
-    def __init__(self, database: dict[str, str], port: int | None = None) -> None:
+    def __init__(self, database: dict[str, str], port: int | None = None, name: str = "mlflow") -> None:
         """Start a server whose runs and registry are in PostgreSQL and whose artifacts are in the state's folder."""
         self.port = port or free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = LOGS / "mlflow.log"
-        self._store = f"postgresql+psycopg2://{database['PGUSER']}@/mlflow?host={database['PGHOST']}&port={database['PGPORT']}"
+        self._store = f"postgresql+psycopg2://{database['PGUSER']}@/{name}?host={database['PGHOST']}&port={database['PGPORT']}"
         self._process, self._output = self._start()
 
     def _start(self) -> tuple["subprocess.Popen[bytes]", IO[bytes]]:
@@ -171,9 +171,9 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(database: dict[str, str], port: int | None = None) -> Iterator[Mlflow]:
-    """Run an MLflow server; `wait` on it before its first use."""
-    server = Mlflow(database, port)
+def mlflow_server(database: dict[str, str], port: int | None = None, name: str = "mlflow") -> Iterator[Mlflow]:
+    """Run an MLflow server on the database of that name; `wait` on it before its first use."""
+    server = Mlflow(database, port, name)
     try:
         yield server
     finally:

@@ -32,6 +32,10 @@ def ui(mlflow_port: int, airflow_port: int) -> None:
             with (servers.LOGS / "airflow-ui.log").open("wb") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
                 try:
+                    reach = " ".join(
+                        f"{name}={value}" for name, value in (database | {"MLFLOW_TRACKING_URI": mlflow.uri}).items()
+                    )
+                    print(f"stages reach the services with\n  export {reach}", flush=True)
                     mlflow.wait()
                     print(f"MLflow   {mlflow.uri}", flush=True)
                     wait_for(f"http://127.0.0.1:{airflow_port}/api/v2/version", process, log.name)

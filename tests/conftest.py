@@ -1,18 +1,13 @@
 """The servers that the tests use are real: PostgreSQL and MLflow, started once, listening on this machine only."""
 
-import contextlib
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support import ENVIRONMENTS, ROOT, Delivery
-
-_numbers = itertools.count()
+from support import ENVIRONMENTS, ROOT, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,39 +30,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             yield environment
 
 
-def make_warehouse(postgres: dict[str, str]) -> dict[str, str]:
-    """Make an empty warehouse in a database of its own; return libpq's variables for it."""
-    import servers
-
-    name = f"heart_{next(_numbers)}"
-    with contextlib.closing(servers.connect(postgres)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name}")
-    environment = postgres | {"PGDATABASE": name}
-    servers.apply_sql(environment)
-    return environment
-
-
 @pytest.fixture
-def warehouse(postgres: dict[str, str]) -> "Warehouse":
+def warehouse(postgres: dict[str, str]) -> Warehouse:
     """Give an empty warehouse of the test's own."""
     return Warehouse(make_warehouse(postgres))
-
-
-class Warehouse:
-    """A warehouse that can be asked."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-
-    def query(self, query: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, or none for a statement."""
-        import servers
-
-        with contextlib.closing(servers.connect(self.environment)) as connection, connection, connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchall() if cursor.description else []
 
 
 @pytest.fixture
@@ -86,15 +52,8 @@ def loading(delivery: Delivery, warehouse: Warehouse) -> Delivery:
 @pytest.fixture(scope="session")
 def mlflow(postgres: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run an MLflow server; gives its address."""
-    import servers
-
-    with pytest.MonkeyPatch.context() as patch:
-        state = tmp_path_factory.mktemp("mlflow")
-        patch.setattr(servers, "STATE", state)
-        patch.setattr(servers, "LOGS", state)
-        with servers.mlflow_server(postgres) as server:
-            server.wait()
-            yield server.uri
+    with mlflow_on(make_database(postgres), tmp_path_factory.mktemp("mlflow")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session", autouse=True)

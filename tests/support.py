@@ -5,14 +5,18 @@ ERROR. The variables that a stage gets are those of the contract; nothing else o
 """
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
@@ -26,6 +30,8 @@ ACCOUNT_HEADER = "account_id;age;sex"
 HEART_HEADER = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target"
 FEATURES = ["age", "sex", *HEART_HEADER.split(";")[1:-1]]
 KAGGLE_HEADER = "age,sex,cp,trestbps,chol,fbs,restecg,thalach,exang,oldpeak,slope,ca,thal,target"
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -157,3 +163,52 @@ def ask_mlflow(address: str, path: str, /, **query: str) -> dict:
 def base_environment() -> dict[str, str]:
     """Return this machine's environment without what earlier runs of the project may have set."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("HEART_", "AIRFLOW", "PG", "MLFLOW"))}
+
+
+def make_database(postgres: dict[str, str]) -> dict[str, str]:
+    """Make an empty database; return libpq's variables for it."""
+    import servers
+
+    name = f"test_{next(_numbers)}"
+    with contextlib.closing(servers.connect(postgres)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    return postgres | {"PGDATABASE": name}
+
+
+def make_warehouse(postgres: dict[str, str]) -> dict[str, str]:
+    """Make an empty warehouse in a database of its own; return libpq's variables for it."""
+    import servers
+
+    environment = make_database(postgres)
+    servers.apply_sql(environment)
+    return environment
+
+
+@contextlib.contextmanager
+def mlflow_on(database: dict[str, str], state: Path) -> Iterator[str]:
+    """Run an MLflow server with its own registry in a database; give its address."""
+    import servers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers, "STATE", state)
+        patch.setattr(servers, "LOGS", state)
+        with servers.mlflow_server(database, name=database["PGDATABASE"]) as server:
+            server.wait()
+            yield server.uri
+
+
+class Warehouse:
+    """A warehouse that can be asked."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def query(self, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, or none for a statement."""
+        import servers
+
+        with contextlib.closing(servers.connect(self.environment)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []

@@ -57,7 +57,8 @@ def decide(
 def _figures(comparison: dict[str, float] | None) -> str:
     if comparison is None:
         return ""
+    p_value = "p < 0.001" if comparison["p_value"] < 0.001 else f"p = {comparison['p_value']:.3f}"
     return (
         f" (log-loss difference {comparison['difference']:+.3f}, 95 % interval {comparison['low']:+.3f} to "
-        f"{comparison['high']:+.3f}, p = {comparison['p_value']:.3f}, {comparison['people']} people)"
+        f"{comparison['high']:+.3f}, {p_value}, {comparison['people']} people)"
     )

@@ -2,15 +2,21 @@
 
 import pytest
 
-from conftest import Warehouse, make_warehouse
-from support import ROOT, Delivery
+from support import ROOT, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
 
 @pytest.fixture(scope="session")
-def trained(postgres, mlflow, tmp_path_factory):
+def registry(postgres, tmp_path_factory):
+    """Run an MLflow server for `trained` alone: what other tests register must not be found there."""
+    with mlflow_on(make_database(postgres), tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def trained(postgres, registry, tmp_path_factory):
     """Load Cleveland and Hungary, train, evaluate; gives the delivery, its warehouse and how the two stages ended."""
     warehouse = Warehouse(make_warehouse(postgres))
-    delivery = Delivery(tmp_path_factory.mktemp("trained"), variables=warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow})
+    delivery = Delivery(tmp_path_factory.mktemp("trained"), variables=warehouse.environment | {"MLFLOW_TRACKING_URI": registry})
     delivery.data.symlink_to(ROOT / "data")
     for batch in ("cleveland", "hungary"):
         delivery.etl(batch)

@@ -7,7 +7,7 @@ import pytest
 from support import NOTHING_TO_DO, ask_mlflow
 
 
-def test_evaluation_judges_each_hospital_and_records_the_decision(trained, mlflow):
+def test_evaluation_judges_each_hospital_and_records_the_decision(trained, registry):
     _, warehouse, outcomes = trained
     metrics = outcomes["evaluate"].result["metrics"]
     assert (metrics["decision"], metrics["alias"], metrics["trained_on"]) == ("promoted", "champion", ["cleveland"])
@@ -27,11 +27,11 @@ def test_evaluation_judges_each_hospital_and_records_the_decision(trained, mlflo
     (promotion,) = warehouse.query("SELECT decision, from_version, to_version, candidate_version FROM heart_analysis.promotion")
     assert promotion == ("promoted", None, metrics["model_version"], metrics["model_version"])
 
-    listed = ask_mlflow(mlflow, "artifacts/list", run_id=metrics["mlflow_run_id"], path="plots")["files"]
+    listed = ask_mlflow(registry, "artifacts/list", run_id=metrics["mlflow_run_id"], path="plots")["files"]
     assert {file["path"] for file in listed} == {
         f"plots/{n}.svg" for n in ("roc", "precision_recall", "calibration", "confusion", "importance")
     }
-    run = ask_mlflow(mlflow, "runs/get", run_id=metrics["mlflow_run_id"])["run"]
+    run = ask_mlflow(registry, "runs/get", run_id=metrics["mlflow_run_id"])["run"]
     logged = {m["key"]: m["value"] for m in run["data"]["metrics"]}
     assert logged["hungary/auc"] == pytest.approx(hungary["metrics"]["auc"]["value"])
 

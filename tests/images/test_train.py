@@ -11,7 +11,7 @@ import pytest
 from support import ENVIRONMENTS, FEATURES, NOTHING_TO_DO, REFUSED, ROOT, UNAVAILABLE, Delivery, ask_mlflow
 
 
-def test_train_chooses_and_registers_a_model_that_is_as_good_as_these_data_allow(trained, mlflow):
+def test_train_chooses_and_registers_a_model_that_is_as_good_as_these_data_allow(trained, registry):
     _, _, outcomes = trained
     metrics = outcomes["train"].result["metrics"]
     scores = metrics["candidates"]
@@ -21,13 +21,13 @@ def test_train_chooses_and_registers_a_model_that_is_as_good_as_these_data_allow
     # What honest modelling reaches on Cleveland is an AUC of .91; much more would be a leak.
     assert 0.89 < scores[metrics["chosen"]]["roc_auc"] < 0.94
 
-    run = ask_mlflow(mlflow, "runs/get", run_id=metrics["mlflow_run_id"])["run"]
+    run = ask_mlflow(registry, "runs/get", run_id=metrics["mlflow_run_id"])["run"]
     params = {p["key"]: p["value"] for p in run["data"]["params"]}
     assert (params["training_batches"], params["people"], params["seed"]) == ("cleveland", "303", "1989")
     (data,) = run["inputs"]["dataset_inputs"]
     assert data["dataset"]["name"] == "cleveland"
     assert data["dataset"]["digest"] == outcomes["train"].result["inputs"][0]["sha256"][:32]
-    version = ask_mlflow(mlflow, "model-versions/get", name="heart-disease", version=str(metrics["model_version"]))
+    version = ask_mlflow(registry, "model-versions/get", name="heart-disease", version=str(metrics["model_version"]))
     assert version["model_version"]["run_id"] == metrics["mlflow_run_id"]
 
 
@@ -93,11 +93,11 @@ def test_the_model_answers_for_every_pattern_of_missing_values(trained):
     assert len(probabilities) == len(grid()) and all(0 < p < 1 for p in probabilities)
 
 
-def test_the_model_is_stored_in_a_format_that_cannot_run_code(trained, mlflow):
+def test_the_model_is_stored_in_a_format_that_cannot_run_code(trained, registry):
     _, _, outcomes = trained
-    run = ask_mlflow(mlflow, "runs/get", run_id=outcomes["train"].result["metrics"]["mlflow_run_id"])["run"]
+    run = ask_mlflow(registry, "runs/get", run_id=outcomes["train"].result["metrics"]["mlflow_run_id"])["run"]
     (model,) = [o["model_id"] for o in run["outputs"]["model_outputs"]]
-    listed = ask_mlflow(mlflow, f"logged-models/{model}/artifacts/directories")["files"]
+    listed = ask_mlflow(registry, f"logged-models/{model}/artifacts/directories")["files"]
     names = {file["path"].rsplit("/", 1)[-1] for file in listed}
     assert {"MLmodel", "input_example.json"} <= names
     assert any(name.endswith(".skops") for name in names)
