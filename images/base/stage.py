@@ -325,6 +325,8 @@ def _run(function: Callable[..., None], job: Job, options: dict[str, Any]) -> in
     log.info("started")
     try:
         function(job, **options)
+    except click.ClickException:
+        raise  # wrong usage that only the work itself could notice; click says what
     except NothingToDo as reason:
         log.info("nothing to do: %s", reason)
         return reason.exit_code
