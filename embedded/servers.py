@@ -103,7 +103,11 @@ def connect(environment: dict[str, str]) -> "Connection":
     import psycopg2
 
     return psycopg2.connect(
-        host=environment["PGHOST"], port=environment["PGPORT"], user=environment["PGUSER"], dbname=environment["PGDATABASE"]
+        host=environment["PGHOST"],
+        port=environment["PGPORT"],
+        user=environment["PGUSER"],
+        dbname=environment["PGDATABASE"],
+        passfile=environment.get("PGPASSFILE"),
     )
 
 

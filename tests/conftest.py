@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import support  # noqa: F401 - makes dags/ and embedded/ importable
+from runners import ContainerRunner, ProcessRunner, network, postgres_container
 from support import ENVIRONMENTS, ROOT, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
 
@@ -21,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Run PostgreSQL; gives libpq's variables."""
+    """Run PostgreSQL as a process; gives libpq's variables."""
     import servers
 
     with pytest.MonkeyPatch.context() as patch:
@@ -30,16 +32,31 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             yield environment
 
 
-@pytest.fixture
-def warehouse(postgres: dict[str, str]) -> Warehouse:
-    """Give an empty warehouse of the test's own."""
-    return Warehouse(make_warehouse(postgres))
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ContainerRunner, dict[str, str]]]:
+    """Run PostgreSQL as a container on a network; gives a runner of stages there, and libpq's variables for this side."""
+    with network() as name, postgres_container(name, tmp_path_factory.mktemp("engine")) as (environment, addresses):
+        yield ContainerRunner(name, addresses), environment
+
+
+@pytest.fixture(params=["process", pytest.param("container", marks=pytest.mark.docker)])
+def runner(request: pytest.FixtureRequest) -> ProcessRunner | ContainerRunner:
+    """Give both ways to run a stage, one after the other."""
+    return ProcessRunner() if request.param == "process" else request.getfixturevalue("engine")[0]
 
 
 @pytest.fixture
-def delivery(tmp_path: Path) -> Delivery:
+def warehouse(runner: ProcessRunner | ContainerRunner, request: pytest.FixtureRequest) -> Warehouse:
+    """Give an empty warehouse of the test's own, in the PostgreSQL that the runner's stages reach."""
+    if isinstance(runner, ProcessRunner):
+        return Warehouse(make_warehouse(request.getfixturevalue("postgres")))
+    return Warehouse(make_warehouse(request.getfixturevalue("engine")[1]))
+
+
+@pytest.fixture
+def delivery(tmp_path: Path, runner: ProcessRunner | ContainerRunner) -> Delivery:
     """Give an empty folder of batches."""
-    return Delivery(tmp_path)
+    return Delivery(tmp_path, runner=runner)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
 sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "images/evaluate")]
 
+from runners import ProcessRunner, Running  # noqa: E402
 from stages import DONE, NOTHING_TO_DO, REFUSED, RESULT_MARKER, STAGES, UNAVAILABLE, USAGE  # noqa: E402
 
 __all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "STAGES", "UNAVAILABLE", "USAGE"]
@@ -57,38 +57,21 @@ class Outcome:
         return self.result["rows"]
 
 
-def command(stage: str, *arguments: object) -> list[str]:
-    """Return the command that runs a stage in its own environment of packages."""
-    python = ENVIRONMENTS / stage / "bin" / "python"
-    return [str(python), str(ROOT / "images" / stage / f"{stage}.py"), *map(str, arguments)]
-
-
-def environment(stage: str, variables: dict[str, Any]) -> dict[str, str]:
-    """Return what the stage is given: those of the variables that it declares."""
-    declared = {name: str(value) for name, value in variables.items() if name in STAGES[stage].variables}
-    home = ENVIRONMENTS / stage
-    return declared | {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT / "images" / "base")}
-
-
-def run_stage(stage: str, *arguments: object, expect: int = DONE, **variables: Any) -> Outcome:
+def run_stage(
+    stage: str, *arguments: object, expect: int | tuple[int, ...] = DONE, runner: Any = None, **variables: Any
+) -> Outcome:
     """Run a stage and return how it ended; the test fails where that is not as expected."""
-    done = subprocess.run(
-        command(stage, *arguments),
-        env=environment(stage, variables),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        errors="replace",
-    )
-    outcome = read_outcome(done.returncode, done.stdout, done.stderr)
-    assert outcome.code == expect, f"{stage} ended with {outcome.code}, not {expect}:\n{done.stdout}{done.stderr}"
-    assert "Traceback" not in done.stdout + done.stderr
+    code, stdout, stderr = (runner or ProcessRunner()).start(stage, arguments, variables).finish(240)
+    outcome = read_outcome(code, stdout, stderr)
+    expected = (expect,) if isinstance(expect, int) else expect
+    assert code in expected, f"{stage} ended with {code}, not {expect}:\n{stdout}{stderr}"
+    assert "Traceback" not in stdout + stderr
     unexpected = [line for line in outcome.log if line["level"] in ("WARNING", "ERROR", "CRITICAL")]
-    if expect in (REFUSED, UNAVAILABLE):
-        assert len([line for line in unexpected if line["level"] == "ERROR"]) == 1, done.stderr
+    if code in (REFUSED, UNAVAILABLE):
+        assert len([line for line in unexpected if line["level"] == "ERROR"]) == 1, stderr
         assert "\n" not in outcome.error
-    elif expect != USAGE:
-        assert not unexpected, done.stderr
+    elif code != USAGE:
+        assert not unexpected, stderr
     return outcome
 
 
@@ -110,6 +93,7 @@ class Delivery:
     run: str = "run-1"
     dialect: str = "uci"
     variables: dict[str, Any] = field(default_factory=dict)
+    runner: Any = field(default_factory=ProcessRunner)
 
     @property
     def data(self) -> Path:
@@ -135,12 +119,23 @@ class Delivery:
         self.data.mkdir(parents=True, exist_ok=True)
         (self.data / f"{batch}.csv").write_bytes(content.encode() if isinstance(content, str) else content)
 
-    def stage(self, stage: str, batch: str | None = None, *arguments: object, expect: int = DONE, **variables: Any) -> Outcome:
+    def stage(
+        self, stage: str, batch: str | None = None, *arguments: object, expect: int | tuple[int, ...] = DONE, **variables: Any
+    ) -> Outcome:
         """Run a stage on a batch of this delivery."""
+        given = self.given(batch) | variables
+        return run_stage(stage, *arguments, expect=expect, runner=self.runner, **given)
+
+    def start(self, stage: str, batch: str | None = None) -> Running:
+        """Start a stage on a batch of this delivery."""
+        return self.runner.start(stage, (), self.given(batch))
+
+    def given(self, batch: str | None) -> dict[str, Any]:
+        """Return the variables that a stage is given."""
         given = {"HEART_RUN": self.run, "HEART_ARTIFACTS": self.artifacts, "HEART_DATA": self.data, "HEART_DIALECT": self.dialect}
         if batch is not None:
             given["HEART_BATCH"] = batch
-        return run_stage(stage, *arguments, expect=expect, **(given | self.variables | variables))
+        return given | self.variables
 
     def etl(self, batch: str) -> dict[str, Outcome]:
         """Take a batch through extract, transform and load."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import ACCOUNT_HEADER, DONE, HEART_HEADER, REFUSED, ROOT, Delivery, Outcome, command, environment, read_outcome
+from support import ACCOUNT_HEADER, DONE, HEART_HEADER, REFUSED, ROOT, Delivery, Outcome
 
 BROKEN = ROOT / "tests" / "broken"
 with (BROKEN / "expected.csv").open(newline="") as file:
@@ -16,20 +16,10 @@ with (BROKEN / "expected.csv").open(newline="") as file:
 
 def run_until_refused(delivery: Delivery, batch: str, stages: tuple[str, ...]) -> dict[str, Outcome]:
     """Run stages one after another up to one that refuses its input; any other end fails the test."""
-    import subprocess
-
     outcomes = {}
     for stage in stages:
-        variables = {
-            "HEART_RUN": delivery.run, "HEART_ARTIFACTS": delivery.artifacts, "HEART_DATA": delivery.data,
-            "HEART_BATCH": batch, "HEART_DIALECT": delivery.dialect, **delivery.variables,
-        }  # fmt: skip
-        done = subprocess.run(command(stage), env=environment(stage, variables), capture_output=True, text=True, timeout=60)
-        outcome = outcomes[stage] = read_outcome(done.returncode, done.stdout, done.stderr)
-        assert outcome.code in (DONE, REFUSED), done.stderr
-        assert "Traceback" not in done.stderr
-        if outcome.code == REFUSED:
-            assert outcome.error
+        outcomes[stage] = delivery.stage(stage, batch, expect=(DONE, REFUSED))
+        if outcomes[stage].code == REFUSED:
             break
     return outcomes
 

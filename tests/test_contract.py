@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from support import ENVIRONMENTS, ROOT, STAGES, USAGE, command, environment, run_stage
+from support import ENVIRONMENTS, ROOT, STAGES, USAGE, run_stage
 
 # Servers, shared modules and stand-ins for public images are no stages.
 NOT_STAGES = {"base", "bases", "airflow", "mlflow"}
@@ -26,9 +26,9 @@ def test_a_stage_is_a_folder_of_fixed_shape_an_entry_in_the_contract_and_a_test(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_needs_nothing_and_names_every_option_variable_and_exit_code(stage):
-    done = subprocess.run(command(stage, "--help"), env=environment(stage, {}), capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0 and not done.stderr
+def test_help_needs_nothing_and_names_every_option_variable_and_exit_code(stage, runner):
+    done = run_stage(stage, "--help", runner=runner)
+    assert not done.stderr
     text = " ".join(done.stdout.split())
     for name in STAGES[stage].variables:
         assert name in text, f"{stage} --help does not name {name}, which dags/stages.py declares"

@@ -1,13 +1,11 @@
 """load: the warehouse after each delivery, in one transaction, with counts that reconcile."""
 
-import os
 import signal
-import subprocess
 import time
 
 import pytest
 
-from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, Delivery, command, environment
+from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, Delivery
 
 FACT = "SELECT account_id, age, chol, target, load_id FROM heart_analysis.heart_fact ORDER BY account_id"
 COUNTS = (
@@ -94,10 +92,8 @@ def test_two_loads_of_one_batch_at_once_load_it_once(loading, warehouse):
     write(loading, {f"A{i}": (63, "233", "0") for i in range(500)})
     loading.stage("extract", "a")
     loading.stage("transform", "a")
-    variables = loading.variables | {"HEART_RUN": "run-1", "HEART_BATCH": "a", "HEART_ARTIFACTS": loading.artifacts}
-    both = [subprocess.Popen(command("load"), env=environment("load", variables), stderr=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL) for _ in range(2)]  # fmt: skip
-    assert sorted(process.wait(60) for process in both) == [0, NOTHING_TO_DO]
+    both = [loading.start("load", "a") for _ in range(2)]
+    assert sorted(running.finish(60)[0] for running in both) == [0, NOTHING_TO_DO]
     assert warehouse.query("SELECT rows_loaded FROM heart_analysis.load_batch") == [(500,)]
 
 
@@ -110,17 +106,16 @@ def test_stopped_while_it_waits_for_the_database_it_is_gone_in_3_seconds_and_not
     write(loading, {"A1": (63, "233", "0")})
     loading.stage("extract", "a")
     loading.stage("transform", "a")
-    variables = loading.variables | {"HEART_RUN": "run-1", "HEART_BATCH": "a", "HEART_ARTIFACTS": loading.artifacts}
     blocker: psycopg2.extensions.connection = servers.connect(warehouse.environment)
     with blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
-        process = subprocess.Popen(command("load"), env=environment("load", variables), stderr=subprocess.DEVNULL)
+        running = loading.start("load", "a")
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
         deadline = time.monotonic() + 30
         while warehouse.query(waiting) == [(0,)]:
             assert time.monotonic() < deadline
-        os.kill(process.pid, kind)
-        assert process.wait(3) != 0
+        running.kill(kind)
+        assert running.finish(3)[0] not in (0, NOTHING_TO_DO)
     blocker.close()
     deadline = time.monotonic() + 30
     while warehouse.query("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'heart-load'") != [(0,)]:

@@ -5,7 +5,7 @@ from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, make_database, mlfl
 
 def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_changes(trained):
     delivery, warehouse, _ = trained
-    hospital = Delivery(delivery.folder / "hospital", variables=delivery.variables)
+    hospital = Delivery(delivery.folder / "hospital", variables=delivery.variables, runner=delivery.runner)
     predictions = "SELECT account_id, probability, model_version, missing FROM heart_analysis.heart_prediction_current ORDER BY 1"
     accounts = "account_id;age;sex\nN1;44;0\nN2;67;1\n"
     header = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target\n"

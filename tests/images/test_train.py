@@ -48,7 +48,7 @@ def test_everyone_was_judged_once_a_repeat_by_a_model_that_had_not_seen_them(tra
 def test_the_same_data_seed_and_image_give_the_same_judgements_and_model(trained: Any):
     delivery, warehouse, outcomes = trained
     first = delivery.output(outcomes["train"], "out_of_fold.csv").read_bytes()
-    again = Delivery(delivery.folder / "again", variables=delivery.variables)
+    again = Delivery(delivery.folder / "again", variables=delivery.variables, runner=delivery.runner)
     # Rows moved about in the table must not matter.
     warehouse.query("UPDATE heart_analysis.heart_fact SET changed_at = now() WHERE age > 50")
     outcome = again.stage("train", None, "--force")

@@ -1,0 +1,195 @@
+"""How the tests run a stage: as a process in its own environment, as `make run` does, or as a container of its image.
+
+Both run the same tests. A container gets what the contract gives it and no more: a read-only root, no capabilities, no new
+privileges, its memory, and a network only where it declares one.
+"""
+
+import itertools
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".run" / "env"
+HARDENED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=256")
+_numbers = itertools.count()
+
+
+def declared(stage: str, variables: dict[str, Any]) -> dict[str, str]:
+    """Return those of the variables that a stage declares."""
+    return {name: str(value) for name, value in variables.items() if name in STAGES[stage].variables}
+
+
+class ProcessRunner:
+    """Runs a stage as a process."""
+
+    def start(self, stage: str, arguments: tuple[object, ...], variables: dict[str, Any]) -> "Running":
+        """Start a stage."""
+        python = ENVIRONMENTS / stage / "bin" / "python"
+        command = [python, ROOT / "images" / stage / f"{stage}.py", *arguments]
+        around = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(ENVIRONMENTS / stage),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(ROOT / "images/base"),
+        }
+        return Running(popen(command, declared(stage, variables) | around))
+
+
+class ContainerRunner:
+    """Runs a stage as a container on a network of the tests' own, where `addresses` tells what is called what."""
+
+    def __init__(self, network: str, addresses: dict[str, str]) -> None:
+        self.network = network
+        self.addresses = addresses
+
+    def start(self, stage: str, arguments: tuple[object, ...], variables: dict[str, Any]) -> "Running":
+        """Start a stage."""
+        name = f"heart-test-{os.getpid()}-{next(_numbers)}"
+        given = {key: self.addresses.get(value, value) for key, value in declared(stage, variables).items()}
+        mounts = []
+        if "HEART_ARTIFACTS" in given:
+            Path(given["HEART_ARTIFACTS"]).mkdir(parents=True, exist_ok=True)
+            Path(given["HEART_ARTIFACTS"]).chmod(0o777)
+            mounts.append(f"--volume={given['HEART_ARTIFACTS']}:{given['HEART_ARTIFACTS']}")
+        for key in ("HEART_DATA", "PGPASSFILE"):
+            path = given.get(key, "").removeprefix("file://")
+            if path and Path(path).exists():
+                mounts.append(f"--volume={Path(path).resolve()}:{path}:ro")
+        network = self.network if STAGES[stage].networks else "none"
+        limits = [f"--memory={STAGES[stage].memory}", f"--cpus={STAGES[stage].cpus}", f"--network={network}"]
+        values = [f"--env={key}={value}" for key, value in given.items()]
+        command = [
+            "docker",
+            "run",
+            "--rm",
+            f"--name={name}",
+            *HARDENED,
+            *limits,
+            *mounts,
+            *values,
+            f"heart/{stage}:dev",
+            *arguments,
+        ]
+        return Running(popen(command, dict(os.environ)), name)
+
+
+class Running:
+    """A stage that was started."""
+
+    def __init__(self, process: "subprocess.Popen[str]", container: str = "") -> None:
+        self.process = process
+        self.container = container
+
+    def finish(self, timeout: float) -> tuple[int, str, str]:
+        """Wait for the end; return exit code, standard output and standard error."""
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill(signal.SIGKILL)
+            raise
+        return self.process.returncode, out, err
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the stage itself."""
+        if self.container:
+            docker("kill", f"--signal={number}", self.container)
+        else:
+            os.kill(self.process.pid, number)
+
+
+def popen(command: list[Any], environment: dict[str, str]) -> "subprocess.Popen[str]":
+    """Start a command whose output is read later."""
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+
+
+def docker(*arguments: str) -> str:
+    """Run a docker command that must succeed; return what it printed."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def inspect(name: str) -> dict[str, Any]:
+    """Return what the engine knows of an image, a container or a network."""
+    return json.loads(docker("inspect", name))[0]
+
+
+@contextmanager
+def network() -> Iterator[str]:
+    """Give a network of the tests' own."""
+    name = f"heart-test-{os.getpid()}-{next(_numbers)}"
+    docker("network", "create", name)
+    try:
+        yield name
+    finally:
+        docker("network", "rm", name)
+
+
+@contextmanager
+def server(
+    image: str, alias: str, port: int, on: str, options: list[str], arguments: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """Run a server's container on a network; give the port of 127.0.0.1 that leads to it, and the container's name."""
+    name = f"heart-test-{os.getpid()}-{next(_numbers)}"
+    docker("run", "--detach", f"--name={name}", f"--network={on}", f"--network-alias={alias}", f"--publish=127.0.0.1::{port}",
+           *options, image, *arguments)  # fmt: skip
+    try:
+        yield docker("port", name, str(port)).splitlines()[0].rsplit(":", 1)[1], name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+@contextmanager
+def postgres_container(on: str, folder: Path) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Run PostgreSQL on a network; give libpq's variables for this side, and what they are called inside the network."""
+    password = secrets.token_hex(16)
+    secret, passfile = folder / "password", folder / "pgpass"
+    secret.write_text(password)
+    secret.chmod(0o644)
+    passfile.write_text(f"*:*:*:*:{password}\n")
+    passfile.chmod(0o600)
+    os.chown(passfile, 10001, 10001)  # libpq takes a password file only from its owner
+    options = [f"--volume={secret}:/run/secrets/password:ro", "--env=POSTGRES_PASSWORD_FILE=/run/secrets/password"]
+    with server("heart-base/postgres:dev", "postgres", 5432, on, options) as (port, _):
+        there = {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": port,
+            "PGUSER": "postgres",
+            "PGDATABASE": "postgres",
+            "PGPASSFILE": str(passfile),
+        }
+        wait_until(lambda: can_connect(there))
+        yield there, {"127.0.0.1": "postgres", port: "5432"}
+
+
+def can_connect(environment: dict[str, str]) -> bool:
+    """Return whether PostgreSQL takes connections."""
+    import psycopg2
+
+    import servers
+
+    try:
+        servers.connect(environment).close()
+        return True
+    except psycopg2.OperationalError:
+        return False
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    """Poll until something is true; the test fails where it doesn't come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
