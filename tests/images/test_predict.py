@@ -1,6 +1,6 @@
 """predict: a probability for everyone without a diagnosis, again when the record changes, and never twice."""
 
-from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, make_database, mlflow_on
+from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, make_database, make_warehouse, mlflow_on
 
 
 def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_changes(trained):
@@ -27,7 +27,8 @@ def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_
     assert warehouse.query("SELECT count(*) FROM heart_analysis.heart_prediction") == [(3,)], "history is kept"
 
 
-def test_says_what_is_missing(loading, postgres, tmp_path):
-    assert "MLFLOW_TRACKING_URI must be the http address" in loading.stage("predict", expect=USAGE).stderr
-    with mlflow_on(make_database(postgres), tmp_path) as empty:
-        assert "no champion" in loading.stage("predict", expect=REFUSED, MLFLOW_TRACKING_URI=empty).error
+def test_says_what_is_missing(postgres, tmp_path):
+    delivery = Delivery(tmp_path, variables=make_warehouse(postgres))
+    assert "MLFLOW_TRACKING_URI must be the http address" in delivery.stage("predict", expect=USAGE).stderr
+    with mlflow_on(make_database(postgres), tmp_path / "mlflow") as empty:
+        assert "no champion" in delivery.stage("predict", expect=REFUSED, MLFLOW_TRACKING_URI=empty).error

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from support import ENVIRONMENTS, FEATURES, NOTHING_TO_DO, REFUSED, ROOT, UNAVAILABLE, Delivery, ask_mlflow
+from support import (
+    ENVIRONMENTS,
+    FEATURES,
+    NOTHING_TO_DO,
+    REFUSED,
+    ROOT,
+    UNAVAILABLE,
+    Delivery,
+    Warehouse,
+    ask_mlflow,
+    make_warehouse,
+)
 
 
 def test_train_chooses_and_registers_a_model_that_is_as_good_as_these_data_allow(trained, registry):
@@ -104,13 +115,16 @@ def test_the_model_is_stored_in_a_format_that_cannot_run_code(trained, registry)
     assert not any(name.endswith((".pkl", ".pickle", ".joblib")) for name in names)
 
 
-def test_refuses_what_cannot_be_trained_on_in_one_line(trained, loading, mlflow):
+def test_refuses_what_cannot_be_trained_on_in_one_line(trained, services, tmp_path):
     delivery, _, _ = trained
     error = delivery.stage("train", None, "--training-batch", "budapest", expect=REFUSED).error
     assert "budapest" in error and "cleveland, hungary" in error
-    assert "at least 20 of each" in delivery.stage("train", None, "--training-batch", "new", expect=REFUSED).error
-    loading.variables["MLFLOW_TRACKING_URI"] = mlflow
-    assert "nobody has a diagnosis" in loading.stage("train", expect=REFUSED).error
+    runner, postgres, address = services
+    few = Delivery(tmp_path, variables=make_warehouse(postgres) | {"MLFLOW_TRACKING_URI": address}, runner=runner)
+    assert "nobody has a diagnosis" in few.stage("train", expect=REFUSED).error
+    few.data.symlink_to(ROOT / "tests/broken")
+    few.etl("nan")
+    assert "0 people with disease and 2 without; at least 20 of each" in few.stage("train", expect=REFUSED).error
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "predict"])
@@ -122,9 +136,10 @@ def test_says_which_service_is_away(trained, stage):
     assert "PostgreSQL" in delivery.stage(stage, None, "--force", expect=UNAVAILABLE, PGHOST="/nowhere").error
 
 
-def test_kaggles_file_gives_a_model_of_the_same_direction(loading, warehouse, mlflow):
+def test_kaggles_file_gives_a_model_of_the_same_direction(postgres, mlflow, tmp_path):
     """Its target is inverted; matched to UCI's rows, every value agrees and the model says the same of the same people."""
-    loading.variables["MLFLOW_TRACKING_URI"] = mlflow
+    warehouse = Warehouse(make_warehouse(postgres))
+    loading = Delivery(tmp_path, variables=warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow})
     loading.data.symlink_to(ROOT / "data")
     loading.etl("cleveland")
     loading.dialect = "kaggle"
@@ -139,7 +154,7 @@ def test_kaggles_file_gives_a_model_of_the_same_direction(loading, warehouse, ml
 
     outcome = loading.stage("train", None, "--training-batch", "kaggle_heart")
     with loading.output(outcome, "out_of_fold.csv").open(newline="") as file:
-        chosen = outcome.result["metrics"]["chosen"]
+        chosen = (outcome.result or {})["metrics"]["chosen"]
         probability = {r["account_id"]: float(r["probability"]) for r in csv.DictReader(file) if r["candidate"] == chosen}
     ill = [probability[kaggle] for _, kaggle, uci, _ in matched if uci == 1]
     well = [probability[kaggle] for _, kaggle, uci, _ in matched if uci == 0]
@@ -147,5 +162,5 @@ def test_kaggles_file_gives_a_model_of_the_same_direction(loading, warehouse, ml
     assert 0.87 < wins < 0.95, "the AUC of Kaggle's model against UCI's diagnoses"
 
     # The same people under another id are no external test.
-    metrics = loading.stage("evaluate").result["metrics"]
+    metrics = (loading.stage("evaluate").result or {})["metrics"]
     assert metrics["same_people"] == {"cleveland": 302} and metrics["sites"] == {}
