@@ -23,6 +23,7 @@ clean: ## remove everything that `make run` and `make test` made
 test: ## check style and types, run every test that this machine can run  [REQUIRE_DOCKER=1] [ARGS="-k name"]
 	@$(PYTHON) embedded/environments.py test
 	@$(MAKE) --no-print-directory lint
+	@if docker info >/dev/null 2>&1; then $(PYTHON) images/build.py; fi
 	@.run/env/tests/bin/python -m pytest $(ARGS)
 
 lint: ## check style and types only

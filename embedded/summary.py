@@ -92,8 +92,8 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
         console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
     if summary["predictions"]:
         p = summary["predictions"]
-        console.print(f"{p['undiagnosed']} people without a diagnosis, {p['scored']} scored now by version {p['model_version']}",
-                      highlight=False)  # fmt: skip
+        by = f"by version {p['model_version']}" if p["model_version"] else "for want of a champion"
+        console.print(f"{p['undiagnosed']} people without a diagnosis, {p['scored']} scored now {by}", highlight=False)
     for failure in summary["failures"]:
         where = " ".join(filter(None, (failure["stage"], failure["batch"])))
         console.print(f"[bold red]{where} {failure['outcome']}[/]: {failure['message']}", highlight=False, soft_wrap=True)

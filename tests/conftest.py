@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("docker") and not os.environ.get("REQUIRE_DOCKER"):
             item.add_marker(pytest.mark.skip(reason="NOT RUN: no Docker engine answers; make docker-engine starts one"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """End with a line that nobody overlooks where container tests were not run."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no Docker engine" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"NOT RUN: {len(skipped)} tests of the images, for want of a Docker engine", red=True, bold=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,8 @@ class Job:
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         with contextlib.suppress(FileNotFoundError):
             latest = json.loads(self._latest.read_text(encoding="utf-8"))
-            intact = all((self.artifacts / o["uri"]).is_file() for o in latest["outputs"])
+            paths = [(self.artifacts / output["uri"], output["sha256"]) for output in latest["outputs"]]
+            intact = all(path.is_file() and sha256_of(path) == digest for path, digest in paths)
             if latest["fingerprint"] == self.fingerprint and intact and not self.force:
                 self._publish({**latest, **self._identity(), "outcome": "unchanged"}, None)
                 raise NothingToDo(f"unchanged since {latest['started'][:16].replace('T', ' ')} UTC")

@@ -11,7 +11,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, registered_version, warehouse
-from stage import File, InputRefused, Job, Rows, command, log
+from stage import File, Job, Rows, command, log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +29,10 @@ def predict(job: Job) -> None:
     """Run the stage: see the module's docstring."""
     with mlflow_client() as client, warehouse("predict") as connection, connection.cursor() as cursor:
         champion = registered_version(client, "champion")
-        if champion is None:
-            raise InputRefused(f"MLflow has no champion of {MODEL_NAME}; train and evaluate a model that is good enough first")
         people = read_frame(cursor, UNDIAGNOSED)
+        if champion is None:
+            metrics = {"model_version": None, "undiagnosed": len(people), "scored": 0}
+            job.nothing_to_do("no model was good enough to be champion, so nobody is scored", Rows(in_=0, out=0), metrics)
         cursor.execute(SCORED, [MODEL_NAME, int(champion.version)])
         scored = set(cursor.fetchall())
         due = people[[key not in scored for key in zip(people["account_id"], people["load_id"], strict=True)]]

@@ -169,6 +169,9 @@ def test_needs_extract_first_and_refuses_what_was_altered_since(delivery):
     path = delivery.artifacts / "run-1/extract/a/heart.csv"
     path.write_text(path.read_text().replace("233", "234"))
     assert "altered or cut short" in delivery.stage("transform", "a", expect=REFUSED).error
+    # Running extract again notices that too, and mends it.
+    delivery.stage("extract", "a")
+    delivery.stage("transform", "a", expect=NOTHING_TO_DO)
     path.unlink()
     assert "missing" in delivery.stage("transform", "a", expect=REFUSED).error
 
