@@ -3,17 +3,20 @@
 PYTHON ?= python3
 LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
 
+# Compiled modules stay out of the source folders.
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/pycache
+
 .DEFAULT_GOAL := help
 .PHONY: help run ui clean test lint docker-engine build-images data lock FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [FORCE=1]
+run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [BATCH=name] [TRAINING_BATCH="a b"] [SEED=1] [FORCE=1]
 	@$(PYTHON) embedded/environments.py run
 	@.run/env/embedded/bin/python embedded/run.py
 
-ui: ## show MLflow and Airflow on the state that `make run` left
+ui: ## show MLflow and Airflow on the state that `make run` left  [MLFLOW_PORT=5000] [AIRFLOW_PORT=8080]
 	@$(PYTHON) embedded/environments.py run
 	@.run/env/embedded/bin/python embedded/ui.py
 

@@ -122,7 +122,9 @@ class StageOperator(BaseOperator):
             raise AirflowFailException(f"{contract.name} does not declare {', '.join(sorted(undeclared))}; see dags/stages.py")
         # What an image brings along: a home of the stage's own, and the modules that all stages share.
         home = Path(os.environ["HEART_ENVIRONMENTS"]) / contract.name
-        return known | {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(IMAGES / "base")}
+        around = {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(IMAGES / "base")}
+        # No __pycache__ among the sources: the folder of a stage is what it is made from.
+        return known | around | {"PYTHONPYCACHEPREFIX": str(home / "pycache")}
 
     def _tell(self, state: str, started: float, **more: Any) -> None:
         event = {"stage": self.stage, "batch": self.batch, "state": state, "seconds": time.monotonic() - started, **more}

@@ -7,9 +7,12 @@ Needs nothing but Python 3.11 or later with venv, and PyPI in reach (pip's own s
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -102,10 +105,28 @@ def run(command: list[str | Path], environment: dict[str, str] | None = None) ->
 
 
 def clean() -> None:
-    """Remove .run/ with environments and state. PostgreSQL must not run: its files may belong to another user."""
-    if (STATE / "postgres" / "data" / "postmaster.pid").exists():
-        sys.exit("PostgreSQL of .run/ is running or was killed: end `make run` or `make ui` first, or start and end one of them")
-    shutil.rmtree(STATE, ignore_errors=False) if STATE.exists() else None
+    """Remove .run/ with environments and state, after ending what a killed run left behind."""
+    if not STATE.exists():
+        return
+    with (STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("`make run` or `make ui` is at work in .run/; end it first")
+        for pid_file, number in (("postgres/data/postmaster.pid", signal.SIGINT), ("mlflow/server.pid", signal.SIGTERM)):
+            end(STATE / pid_file, number)
+        shutil.rmtree(STATE)
+
+
+def end(pid_file: Path, number: int) -> None:
+    """End the server whose process number a file holds, if that process works on this state, and wait for its end."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(pid_file.read_text().splitlines()[0])
+        if str(STATE).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, number)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+                time.sleep(0.05)
 
 
 if __name__ == "__main__":

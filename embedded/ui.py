@@ -39,7 +39,8 @@ def ui(mlflow_port: int, airflow_port: int) -> None:
                     mlflow.wait()
                     print(f"MLflow   {mlflow.uri}", flush=True)
                     wait_for(f"http://127.0.0.1:{airflow_port}/api/v2/version", process, log.name)
-                    print(f"Airflow  http://127.0.0.1:{airflow_port}\nCtrl-C ends both", flush=True)
+                    print(f"Airflow  http://127.0.0.1:{airflow_port}, to look at: runs are started with make run", flush=True)
+                    print("Ctrl-C ends both", flush=True)
                     process.wait()
                 finally:
                     servers.end_group(process)

@@ -90,7 +90,7 @@ CREATE INDEX IF NOT EXISTS heart_fact_undiagnosed ON heart_fact (account_id) WHE
 CREATE TABLE IF NOT EXISTS heart_staging (
     account_id varchar NOT NULL,
     age int, sex int, cp int, trestbps int, chol int, fbs int, restecg int, thalach int, exang int, oldpeak float,
-    slope int, ca int, thal int, target int
+    slope int, ca int, thal int, target int, line bigint
 );
 COMMENT ON TABLE heart_staging IS 'Always empty: each load makes a temporary table like it.';
 

@@ -120,7 +120,7 @@ def test_a_refused_batch_fails_alone_and_is_named(first, state, tmp_path):
     assert (failure["stage"], failure["batch"], failure["outcome"]) == ("extract", "utf16", "refused")
     assert "save it as UTF-8" in failure["message"] and "save it as UTF-8" in done.stdout
     batches = {b["batch"]: b for b in summary["batches"]}
-    assert batches["nan"] == {"batch": "nan", "in": 3, "loaded": 2, "quarantined": 1, "duplicate": 0}
+    assert batches["nan"] == {"batch": "nan", "in": 3, "loaded": 2, "quarantined": 1, "duplicate": 0, "complete": True}
     assert batches["hungary"]["loaded"] == 294
     # One of the two has no diagnosis, and is scored.
     assert summary["predictions"] == {"model_version": 1, "undiagnosed": 1, "scored": 1}
@@ -136,6 +136,8 @@ def test_a_refused_batch_fails_alone_and_is_named(first, state, tmp_path):
         ({"DATA": "/nowhere"}, "does not exist"),
         ({"DATA": "data/kaggle_heart.csv"}, "add DIALECT=kaggle"),
         ({"DATA": "sql"}, "no batch"),
+        ({"DATA": "data/cleveland"}, "is itself a batch: add BATCH=cleveland"),
+        ({"DATA": "README.md", "DIALECT": "kaggle"}, "must be a CSV file"),
         ({"DIALECT": "french"}, "'french' is not one of"),
     ],
 )
@@ -160,6 +162,25 @@ def test_interrupted_it_leaves_no_process_behind_and_the_next_run_goes_on(first,
     rest = run.stdout.read()
     run.wait(30)
     assert "ended" in rest
+    wait_until_gone(state)
+
+
+def wait_until_gone(state: Path) -> None:
+    """Wait until no process works on a state."""
     deadline = time.monotonic() + 15
     while left := processes_of(state):
         assert time.monotonic() < deadline, left
+
+
+def test_what_a_killed_run_left_behind_is_ended_by_the_next(first, state):
+    environment = base_environment() | {"HEART_STATE": str(state)}
+    run = subprocess.Popen(["make", "run"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stdout
+    for line in run.stdout:
+        if line.startswith("load"):
+            break
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(10)
+    assert processes_of(state), "PostgreSQL and MLflow outlive a killed run"
+    assert make(state).returncode == 0
+    wait_until_gone(state)

@@ -250,12 +250,13 @@ class Job:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is seen whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    # A random name: every container's process has the number 1.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
 
 
 def sha256_of(path: Path) -> str:
@@ -315,7 +316,7 @@ def command(
 def _check_name(_context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Names become folders: refuse what could lead out of the artifacts."""
     if not NAME.fullmatch(value):
-        raise click.BadParameter(f"{value!r} has characters that a folder's name should not have", param=parameter)
+        raise click.BadParameter(f"{value!r}: only letters, digits and . _ : + - can stand in it; rename it", param=parameter)
     return value
 
 

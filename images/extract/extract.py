@@ -115,7 +115,7 @@ def locate(data: str, name: str) -> Source:
     there = sorted(p.rsplit("/", 1)[-1] for p in filesystem.ls(folder, detail=False)) if filesystem.isdir(folder) else []
     hint = f"; there are {', '.join(there[:8])}" if there else ""
     if any(name.endswith(".csv") for name in there) and not any(name.endswith("_raw.csv") for name in there):
-        hint += "; a single file like Kaggle's heart.csv is read with --dialect kaggle"
+        hint += "; a single file like Kaggle's heart.csv is read with --dialect kaggle (make run: DIALECT=kaggle)"
     raise InputRefused(f"{source.path}: no such file{hint}")
 
 
@@ -146,9 +146,9 @@ def read_header(source: Source, line: bytes, columns: tuple[str, ...]) -> Header
     if missing := [c for c in columns if c not in names]:
         hint = ""
         if "account_id" in missing and {"age", "cp", "target"} <= set(names):
-            hint = "; it looks like Kaggle's heart.csv, which is read with --dialect kaggle"
+            hint = "; it looks like Kaggle's heart.csv, which is read with --dialect kaggle (make run: DIALECT=kaggle)"
         elif "account_id" in names and "account_id" not in columns:
-            hint = "; it looks like UCI's layout, which is read with --dialect uci"
+            hint = "; it looks like UCI's layout, which is read with --dialect uci (make run: DIALECT=uci)"
         what = "column" if len(missing) == 1 else "columns"
         raise InputRefused(f"{where}: {what} {', '.join(missing)} missing; there are {', '.join(names)[:200]}{hint}")
     if doubled := sorted({c for c in names if names.count(c) > 1}):

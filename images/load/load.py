@@ -3,7 +3,8 @@
 Reads   what transform left (`records.csv`, `quarantine.csv`) and what extract set aside (`quarantine.csv`).
 Writes  `heart_analysis.account_dim`, `heart_disease_dim` and `heart_fact` (new people inserted, changed ones updated,
         the rest left as they are), `quarantine`, and a row of `load_batch` with source, content hash and counts.
-Promise one transaction: COPY into a temporary staging table, upserts, counts that balance or nothing at all.
+Promise an account_id that another batch brought first is set aside, never written over;
+        one transaction: COPY into a temporary staging table, upserts, counts that balance or nothing at all.
 """
 
 import datetime as dt
@@ -37,12 +38,14 @@ def load(job: Job) -> None:
         # Two loads of one batch take turns; the second finds the first's row and has nothing to do.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"load {job.batch}"])
         cursor.execute(
-            "SELECT content_hash, loaded_at FROM heart_analysis.load_batch WHERE batch = %s ORDER BY load_id DESC LIMIT 1",
+            "SELECT content_hash, loaded_at, rows_loaded FROM heart_analysis.load_batch WHERE batch = %s "
+            "ORDER BY load_id DESC LIMIT 1",
             [job.batch],
         )
         newest = cursor.fetchone()
         if newest and newest[0] == content_hash and not job.force:
-            rows = Rows(in_=transformed["rows"]["out"], out=transformed["rows"]["out"])
+            staged = transformed["rows"]["out"]
+            rows = Rows(in_=staged, out=newest[2], rejected=staged - newest[2])
             job.nothing_to_do(f"the warehouse has this content since {newest[1].astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC", rows)
 
         create_staging(cursor)
@@ -72,12 +75,18 @@ def load(job: Job) -> None:
             rows_quarantined=set_aside,
             rows_duplicate=transformed["rows"]["duplicate"],
         )
-        cursor.execute(Path(__file__).with_suffix(".sql").read_text(), {"load_id": load_id, "batch": job.batch})
+        values = {"load_id": load_id, "batch": job.batch, "file": Path(extracted["inputs"][-1]["uri"]).name}
+        run_sql(cursor, "fact", values)
         inserted, updated = one_row(cursor)
+        run_sql(cursor, "foreign", values)
+        run_sql(cursor, "dimensions", values)
+        foreign = loaded - count(cursor, "staging")
+        loaded, set_aside = loaded - foreign, set_aside + foreign
         unchanged = loaded - inserted - updated
         cursor.execute(
-            "UPDATE heart_analysis.load_batch SET rows_inserted = %s, rows_updated = %s, rows_unchanged = %s WHERE load_id = %s",
-            [inserted, updated, unchanged, load_id],
+            "UPDATE heart_analysis.load_batch SET rows_loaded = %s, rows_quarantined = %s, rows_inserted = %s, "
+            "rows_updated = %s, rows_unchanged = %s WHERE load_id = %s",
+            [loaded, set_aside, inserted, updated, unchanged, load_id],
         )
         cursor.execute(
             "INSERT INTO heart_analysis.quarantine (load_id, stage, file, line, account_id, column_name, reason, raw) "
@@ -87,7 +96,8 @@ def load(job: Job) -> None:
     written = {"inserted": inserted, "updated": updated, "unchanged": unchanged}
     log.info("loaded", extra={**written, "quarantined": set_aside, "load_id": load_id})
     table = File("heart_analysis.heart_fact", content_hash, loaded)
-    job.commit(Rows(in_=loaded, out=loaded), tables=[table], metrics={"load_id": load_id, **written})
+    rows = Rows(in_=loaded + foreign, out=loaded, rejected=foreign)
+    job.commit(rows, tables=[table], metrics={"load_id": load_id, **written})
 
 
 def record_load(cursor: Cursor, **columns: Any) -> int:
@@ -120,6 +130,11 @@ def count(cursor: Cursor, table: str) -> int:
     """Return how many rows a table has."""
     cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
     return one_row(cursor)[0]
+
+
+def run_sql(cursor: Cursor, name: str, values: dict[str, Any]) -> None:
+    """Run one of the SQL files beside this one."""
+    cursor.execute((Path(__file__).parent / f"{name}.sql").read_text(encoding="utf-8"), values)
 
 
 def one_row(cursor: Cursor) -> tuple[Any, ...]:

@@ -103,14 +103,15 @@ def select_people(people: "pd.DataFrame", batches: list[str]) -> "pd.DataFrame":
     there = set(people["batch"])
     if absent := sorted(set(batches) - there):
         raise InputRefused(
-            f"training batch {', '.join(absent)}: nobody there has a diagnosis; there are {', '.join(sorted(there))}"
+            f"training batch {', '.join(absent)}: no batch of that name has diagnosed people; there are "
+            f"{', '.join(sorted(there))}; several are separated by spaces"
         )
     chosen = people[people["batch"].isin(batches)].reset_index(drop=True)
     diseased = int(chosen["target"].sum())
     if min(diseased, len(chosen) - diseased) < FEWEST_OF_A_CLASS:
         raise InputRefused(
             f"training batch {', '.join(batches)}: {diseased} people with disease and {len(chosen) - diseased} without; "
-            f"at least {FEWEST_OF_A_CLASS} of each are needed; name more batches with --training-batch"
+            f"at least {FEWEST_OF_A_CLASS} of each are needed; name more with --training-batch (make run: TRAINING_BATCH=)"
         )
     return chosen
 

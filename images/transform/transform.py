@@ -2,7 +2,8 @@
 
 Reads   what extract left: `heart.csv` and, in UCI's layout, `account.csv`, each line with its number in the delivery.
 Writes  `records.csv`: one line a person, canonical codes (UCI's), an empty field where nothing is known, target 1 =
-        disease; `quarantine.csv`: file, line, account_id, column, reason and raw text of each rejected record;
+        disease, and the line it stood on; `quarantine.csv`: file, line, account_id, column, reason and raw text of
+        each rejected record;
         `duplicates.csv`: file, line and account_id of each repeated line, and the line that it repeats.
 Promise records in = out + rejected + duplicates. A file whose codes are those of the other dialect is refused.
 
@@ -90,8 +91,8 @@ def refuse_other_dialect(db: duckdb.DuckDBPyConnection, dialect: str, file: str)
     if only_other > only_this:
         raise InputRefused(
             f"{file}: {only_other} lines (the first is line {first}) have codes that only the dialect {other!r} knows, "
-            f"{only_this} have codes that only {dialect!r} knows; read it with --dialect {other}, where the codes and the "
-            "target mean something else"
+            f"{only_this} have codes that only {dialect!r} knows; read it with --dialect {other} (make run: DIALECT={other}), "
+            "where the codes and the target mean something else"
         )
 
 

@@ -100,7 +100,7 @@ FROM checked;
 -- THE OUTPUTS, in the order of the delivery. `delivered` holds the names of its files.
 
 CREATE VIEW records AS
-SELECT account_id, record.* FROM judged WHERE reason IS NULL AND same_as_line IS NULL ORDER BY line;
+SELECT account_id, record.*, line FROM judged WHERE reason IS NULL AND same_as_line IS NULL ORDER BY line;
 
 -- The raw text of a record is its line of `heart`, and under it its line of `account` where it has one.
 CREATE TEMP TABLE rejected AS

@@ -78,6 +78,30 @@ def test_a_fault_in_the_middle_leaves_nothing_behind(loading, warehouse):
     assert warehouse.query("TABLE heart_analysis.warehouse_counts") == [(0, 0, 0, 0, 0)]
 
 
+def test_an_account_id_of_another_batch_is_set_aside_and_never_written_over(loading, warehouse):
+    write(loading, {"1": (63, "233", "0"), "2": (41, "204", "1")})
+    loading.etl("a")
+    before = warehouse.query("SELECT * FROM heart_analysis.heart_fact")
+    # Another hospital numbers its people from 1 too.
+    (loading.data / "a").rename(loading.data / "b")
+    write(loading, {"1": (63, "233", "0"), "2": (41, "204", "1")})
+    heart = loading.data / "b/heart_raw.csv"
+    heart.write_text(heart.read_text().replace("\n2;", "\n3;").replace("233", "180"))
+    account = loading.data / "b/account_raw.csv"
+    account.write_text(account.read_text().replace("\n2;", "\n3;"))
+    outcome = loading.etl("b")["load"]
+    assert outcome.rows == {"in": 2, "out": 1, "rejected": 1, "duplicate": 0}
+    assert warehouse.query("SELECT * FROM heart_analysis.heart_fact WHERE batch = 'a'") == before
+    assert warehouse.query("SELECT count(*) FROM heart_analysis.account_dim") == [(3,)]
+    ((stage, file, line, account_id, reason),) = warehouse.query(
+        "SELECT stage, file, line, account_id, reason FROM heart_analysis.quarantine_current"
+    )
+    assert (stage, file, line, account_id) == ("load", "heart_raw.csv", 2, "1") and "batch 'a'" in reason
+    assert warehouse.query(COUNTS)[1] == (2, 1, 1, 0, 1, 0, 0)
+    again = loading.stage("load", "b", expect=NOTHING_TO_DO)
+    assert again.rows == {"in": 2, "out": 1, "rejected": 1, "duplicate": 0}
+
+
 def test_says_what_is_missing(loading, warehouse):
     write(loading, {"A1": (63, "233", "0")})
     loading.stage("extract", "a")
