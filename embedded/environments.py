@@ -27,8 +27,12 @@ UV = ENVIRONMENTS / "uv" / "bin" / "uv"
 def main() -> None:
     """Make what a command needs, or remove all state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "test", "uv", "clean"), help="run: what `make run` needs; test: that and the "
-                        "tests' own; uv: only the installer, which makes locks too; clean: remove .run/ with all state")  # fmt: skip
+    parser.add_argument(
+        "what",
+        choices=("run", "test", "uv", "clean"),
+        help="run: what `make run` needs; test: that and the tests' own; uv: only the installer, which makes locks too; "
+        "clean: remove .run/ with all state",
+    )
     what = parser.parse_args().what
     if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one must be told
         sys.exit(f"Python {sys.version.split()[0]} is too old: 3.11 or later is needed; name one with PYTHON=python3.13")
