@@ -113,11 +113,8 @@ def load_dags() -> dict[str, Any]:
 
 def run_dag(dag: Any, parameters: dict[str, Any]) -> None:
     """Run a DAG to its end in this process. Raises KeyboardInterrupt where somebody stopped it."""
-    from operators import interrupted
-
-    servers.stop_on_signals(interrupted.set)
     dag.test(run_conf=parameters)
-    if interrupted.is_set():
+    if servers.interrupted.is_set():
         raise KeyboardInterrupt
 
 
@@ -149,12 +146,13 @@ class Follower(logging.Handler):
         self._status = console.status("")
 
     def listen(self) -> None:
-        """Take what the operators tell from now on."""
-        from operators import progress
+        """Take what the operators tell from now on; they are told when the run is interrupted."""
+        import operators
 
-        progress.setLevel(logging.INFO)
-        progress.propagate = False
-        progress.addHandler(self)
+        operators.progress.setLevel(logging.INFO)
+        operators.progress.propagate = False
+        operators.progress.addHandler(self)
+        operators.interrupted = servers.interrupted
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one event."""

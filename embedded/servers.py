@@ -4,6 +4,7 @@ All state lies in one folder, `.run/` (HEART_STATE names another). PostgreSQL li
 its user may enter, MLflow on 127.0.0.1.
 """
 
+import _thread
 import contextlib
 import fcntl
 import logging
@@ -12,11 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -28,6 +30,8 @@ ENVIRONMENTS = ROOT / ".run" / "env"
 STATE = Path(os.environ.get("HEART_STATE", ROOT / ".run")).resolve()
 LOGS = STATE / "logs"
 MLFLOW_READY_SECONDS = 120
+# Set once the program was asked to end.
+interrupted = threading.Event()
 
 
 @contextlib.contextmanager
@@ -43,18 +47,31 @@ def only_one() -> Iterator[None]:
         yield
 
 
-def stop_on_signals(tell: Callable[[], None] = lambda: None) -> None:
-    """Raise KeyboardInterrupt however the program is asked to end, so that whatever was started is stopped.
+def stop_on_signals() -> None:
+    """Raise KeyboardInterrupt in the main thread once, however the program is asked to end, and set `interrupted`.
 
-    tell: called first, for those parts of the program whose libraries swallow the exception.
+    Airflow puts handlers of its own in place of ours. A second thread, woken by the signal itself, makes up for that.
     """
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def interrupt(_number: int, _frame: object) -> None:
-        tell()
-        raise KeyboardInterrupt
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    def watch() -> None:
+        while woken := os.read(reader, 1):
+            if woken[0] in asked:
+                time.sleep(0.2)  # the handler comes first, where it is still in place
+                if not interrupted.is_set():
+                    _thread.interrupt_main(signal.SIGINT)
+
+    for number in asked:
         signal.signal(number, interrupt)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ def test_joins_and_writes_canonical_records(delivery):
         delivery, ("A2;41;0", "A2;2;130;0;?;;172;0;1.4;1;?;3;4"), ("A1 ; 63.0;1", " A1;1;145;233;1;2;150;0;2.3;3;0;6;0")
     )
     assert [list(r.values()) for r in rows(delivery, outcome, "records.csv")] == [
-        ["A2", "41", "0", "2", "130", "", "", "", "172", "0", "1.4", "1", "", "3", "1"],
-        ["A1", "63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"],
+        ["A2", "41", "0", "2", "130", "", "", "", "172", "0", "1.4", "1", "", "3", "1", "2"],
+        ["A1", "63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0", "3"],
     ]
     assert outcome.result and outcome.result["metrics"]["notes"] == {"chol 0 taken for not measured": 1}
 
@@ -133,8 +133,8 @@ def test_kaggle_codes_become_canonical_and_its_target_is_turned(delivery):
     outcome = delivery.stage("transform", "heart")
     assert outcome.rows == {"in": 3, "out": 2, "rejected": 0, "duplicate": 1}
     first, second = rows(delivery, outcome, "records.csv")
-    assert list(first.values())[1:] == ["63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"]
-    assert list(second.values())[1:] == ["41", "0", "4", "130", "204", "0", "0", "172", "0", "1.4", "1", "", "", "1"]
+    assert list(first.values())[1:] == ["63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0", "2"]
+    assert list(second.values())[1:] == ["41", "0", "4", "130", "204", "0", "0", "172", "0", "1.4", "1", "", "", "1", "4"]
     assert first["account_id"].startswith("KAG-") and first["account_id"] != second["account_id"]
 
 
