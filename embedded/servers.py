@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
 STATE = Path(os.environ.get("HEART_STATE", ROOT / ".run")).resolve()
 LOGS = STATE / "logs"
-MLFLOW_READY_SECONDS = 120
+READY_SECONDS = 120
 # Set once the program was asked to end.
 interrupted = threading.Event()
 
@@ -169,21 +169,26 @@ class Mlflow:
         return process, output
 
     def wait(self) -> None:
-        """Wait until the server answers. Ends the program where it doesn't, with the end of its log."""
-        deadline = time.monotonic() + MLFLOW_READY_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"{self.uri}/version", timeout=5).read()  # noqa: S310 - our own address
-                return
-            time.sleep(0.1)
-        end = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
-        sys.exit(f"the MLflow server did not start; the end of {self.log}:\n{end}")
+        """Wait until the server answers."""
+        wait_for(f"{self.uri}/version", self._process, self.log)
 
     def stop(self) -> None:
         """End the server and its workers."""
         end_group(self._process)
         self._pid_file.unlink(missing_ok=True)
         self._output.close()
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until a server of ours answers. Ends the program where it doesn't, with the end of its log."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(address, timeout=5).read()  # noqa: S310 - our own address
+            return
+        time.sleep(0.1)
+    end = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+    sys.exit(f"no answer from {address}; the end of {log}:\n{end}")
 
 
 def end_leftover(pid_file: Path) -> None:
