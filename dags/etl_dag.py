@@ -11,7 +11,6 @@ the run still ends as failed. When anything was loaded, the asset `warehouse` sa
 """
 
 import os
-from datetime import timedelta
 
 from airflow.sdk import Context, ObjectStoragePath, Param, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowFailException
@@ -27,7 +26,6 @@ from stages import STAGES
     doc_md=__doc__,
     tags=["heart"],
     max_active_runs=1,
-    default_args={"retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True},
     params={
         "batch": Param(
             [],

@@ -7,8 +7,6 @@
 Where nothing has changed since the last time, each stage skips itself.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import Param, dag
 
 from assets import WAREHOUSE
@@ -22,7 +20,6 @@ from stages import STAGES
     doc_md=__doc__,
     tags=["heart"],
     max_active_runs=1,
-    default_args={"retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True},
     params={
         "seed": Param(1989, type="integer", title="Seed", description="Fixes folds, models and resampling."),
         "training_batch": Param(

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from stages import DONE, NOT_RETRIED, NOTHING_TO_DO, RESULT_MARKER, STAGES, Stag
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 # Stages get this long to end by themselves after SIGTERM; they promise 3 s.
 GRACE_SECONDS = 5
+# Before the second try; doubled before each later one.
+RETRY_DELAY = timedelta(seconds=5)
 
 # Whoever runs the DAGs in this process can follow the stages here: each record has `event`, a dict.
 progress = logging.getLogger("heart.progress")
@@ -46,6 +49,8 @@ class StageOperator(BaseOperator):
         contract = STAGES[stage]
         kwargs.setdefault("task_id", stage)
         kwargs.setdefault("retries", contract.retries)
+        kwargs.setdefault("retry_delay", RETRY_DELAY)
+        kwargs.setdefault("retry_exponential_backoff", True)
         kwargs.setdefault("execution_timeout", contract.timeout)
         kwargs.setdefault("doc_md", f"**{contract.summary}**\n\nreads {contract.reads}; writes {contract.writes}")
         super().__init__(**kwargs)

@@ -131,11 +131,9 @@ def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> di
     mean = unseen.groupby("account_id", sort=True).agg(target=("target", "first"), probability=("probability", "mean"))
     trained_on = sorted(set(out_of_fold["batch"]))
     result = {"cross-validated": (mean["target"].to_numpy(), mean["probability"].to_numpy())}
-    known = people[people["account_id"].isin(mean.index)]
-    others = people[~people["account_id"].isin(mean.index)]
-    seen_before = (
-        others[features].round(6).apply(tuple, axis=1).map(repr).isin(known[features].round(6).apply(tuple, axis=1).map(repr))
-    )
+    known = people["account_id"].isin(mean.index)
+    values = people[features].round(6).apply(tuple, axis=1).map(repr)
+    others, seen_before = people[~known], values[~known].isin(values[known])
     same = others[seen_before]["batch"].value_counts().to_dict()
     for batch, group in others[~seen_before].groupby("batch"):
         if len(group) >= FEWEST_PEOPLE:

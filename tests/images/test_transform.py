@@ -6,7 +6,6 @@ import pytest
 
 from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, Delivery, Outcome
 
-SOUND = ["A1;63;1", "A1;1;145;233;1;2;150;0;2.3;3;0;6;0"]
 COLUMNS = ["account_id", "age", "sex", *HEART_HEADER.split(";")[1:]]
 
 
