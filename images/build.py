@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the images: heart/base, every stage, and the servers, tagged `dev` and with the git revision.
 
-With a registry in reach they are made from public base images; PYTHON_IMAGE and POSTGRES_IMAGE name others. Without one,
-stand-ins are made from Debian's and PyPI's packages under local names, and the build says so.
+With a registry in reach they are made from public base images; PYTHON_IMAGE, POSTGRES_IMAGE, VALKEY_IMAGE and PGADMIN_IMAGE
+name others. Without one, stand-ins are made from Debian's and PyPI's packages under local names, and the build says so.
 
     images/build.py                    build all
     images/build.py extract mlflow     build these, and what they are made from
@@ -10,12 +10,13 @@ stand-ins are made from Debian's and PyPI's packages under local names, and the 
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 IMAGES = Path(__file__).resolve().parent
@@ -24,42 +25,67 @@ sys.path.insert(0, str(ROOT / "dags"))
 from stages import STAGES  # noqa: E402
 
 # Public base images, named nowhere else; the variable <NAME>_IMAGE names another.
-PUBLIC = {"python": "python:3.13-slim-trixie", "postgres": "postgres:17-trixie"}
+PUBLIC = {
+    "python": "python:3.13-slim-trixie",
+    "postgres": "postgres:17-trixie",
+    "valkey": "valkey/valkey:8",
+    "pgadmin": "dpage/pgadmin4:9",
+}
+# What is made here beside the stages.
+OTHERS = {
+    "ml": "the packages that train, evaluate and predict share",
+    "mlflow": "MLflow server: runs, registry and artifacts",
+    "airflow": "Airflow: api-server, scheduler, dag-processor, triggerer, worker",
+}
+# The public services, which are used as they are.
+SERVICES = tuple(name for name in PUBLIC if name != "python")
 DEBIAN = "heart-local/debian:trixie"
 DEBIAN_PACKAGES = "python3,python3-pip,python3-venv,ca-certificates,tzdata,netbase"
 # Documentation that no container reads.
 EXCLUDED = ("doc", "man", "locale", "info", "lintian")
-SERVERS = {"mlflow": "MLflow server: runs, registry and artifacts"}
 CERTIFICATES = Path("/etc/ssl/certs")
+# The licence of what is in this repository; that of each package is in the bundle's SBOM.
+LICENCE = "Apache-2.0"
 
 
 def main() -> None:
     """Build what is asked for, bases first, the rest two at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", nargs="*", help="stage or server to build; default: all")
-    wanted = parser.parse_args().image or [*STAGES, *SERVERS, "postgres"]
-    if unknown := set(wanted) - {*STAGES, *SERVERS, "postgres", "base"}:
-        sys.exit(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join([*STAGES, *SERVERS, 'postgres', 'base'])}")
+    known = [*STAGES, *OTHERS, *SERVICES, "base"]
+    parser.add_argument("image", nargs="*", help=f"default: all of {', '.join(known)}")
+    wanted = parser.parse_args().image or known
+    if unknown := set(wanted) - set(known):
+        sys.exit(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         sys.exit("no Docker engine answers; `make docker-engine` installs and starts one on Debian and Ubuntu")
 
-    python = base_image("python")
-    arguments = {"PYTHON_IMAGE": python}
+    arguments = {"PYTHON_IMAGE": base_image("python")}
     embedded = {"embedded": ROOT / "embedded"}
     build("heart/build", IMAGES / "base", arguments, embedded, target="build")
     build("heart/base", IMAGES / "base", arguments, embedded, target="base", description="what every stage is made from")
+    # `ml` first: the images that are made from it wait for it, the others don't.
+    made = {n for n in wanted if n in STAGES or n in OTHERS}
+    made |= {base for n in made if (base := base_of(n)) in OTHERS}
     with ThreadPoolExecutor(2) as pool:
-        tasks = [pool.submit(build, f"heart/{n}", IMAGES / n, {}, {}, description=summary_of(n))
-                 for n in wanted if n not in ("base", "postgres")]  # fmt: skip
-        if "postgres" in wanted:
-            tasks.append(pool.submit(lambda: print("postgres is", base_image("postgres", python), flush=True)))
-        for task in tasks:
+        tasks: dict[str, Future[None]] = {}
+        for name in sorted(made, key=lambda n: (n != "ml", base_of(n) == "ml", n)):
+            tasks[name] = pool.submit(build_after, tasks.get(base_of(name)), name)
+        services = [pool.submit(base_image, name, arguments["PYTHON_IMAGE"]) for name in SERVICES if name in wanted]
+        for task in (*tasks.values(), *services):
             task.result()
 
 
-def summary_of(image: str) -> str:
-    """Return in a sentence what an image does."""
-    return STAGES[image].summary if image in STAGES else SERVERS[image]
+def base_of(name: str) -> str:
+    """Return the image of ours that an image is made from, as its Dockerfile says."""
+    (base,) = re.findall(r"^ARG BASE_IMAGE=heart/(\w+):dev$", (IMAGES / name / "Dockerfile").read_text(), re.MULTILINE)
+    return base
+
+
+def build_after(base: "Future[None] | None", name: str) -> None:
+    """Build an image once the one that it is made from is there."""
+    if base:
+        base.result()
+    build(f"heart/{name}", IMAGES / name, {}, {}, description=STAGES[name].summary if name in STAGES else OTHERS[name])
 
 
 def base_image(name: str, python: str = "") -> str:
@@ -67,13 +93,15 @@ def base_image(name: str, python: str = "") -> str:
 
     It is tagged `heart-base/<name>` too, so that compose files and tests need not know which one it is.
     """
-    wanted = os.environ.get(f"{name.upper()}_IMAGE", PUBLIC[name])
+    named = os.environ.get(f"{name.upper()}_IMAGE")
+    wanted = named or PUBLIC[name]
     tag = f"heart-base/{name}:dev"
-    if not image_exists(wanted) and not can_pull(wanted):
-        print(f"{wanted} can't be pulled: making a stand-in from Debian's packages", flush=True)
-        wanted = make_debian() if name == "python" else python
-        source = {"DEBIAN_IMAGE" if name == "python" else "PYTHON_IMAGE": wanted}
-        build(f"heart-local/{name}", IMAGES / "bases" / name, source, {"certificates": CERTIFICATES})
+    if not image_exists(wanted) and (problem := pull(wanted)):
+        if named:
+            sys.exit(f"{name.upper()}_IMAGE={named}: {problem}")
+        print(f"{wanted} can't be pulled: making a stand-in from Debian's and PyPI's packages", flush=True)
+        source = {"DEBIAN_IMAGE": make_debian()} if name == "python" else {"PYTHON_IMAGE": python}
+        build(f"heart-local/{name}", IMAGES / "bases" / name, source, {"certificates": CERTIFICATES}, description=f"stand-in for {wanted}")
         wanted = f"heart-local/{name}:dev"
     docker("tag", wanted, tag)
     return tag
@@ -84,9 +112,9 @@ def image_exists(name: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode == 0
 
 
-def can_pull(name: str) -> bool:
-    """Pull an image; return whether that worked."""
-    return subprocess.run(["docker", "pull", "--quiet", name], capture_output=True).returncode == 0
+def pull(name: str) -> str:
+    """Pull an image; return what went wrong, or nothing."""
+    return subprocess.run(["docker", "pull", "--quiet", name], capture_output=True, text=True).stderr.strip()
 
 
 def make_debian() -> str:
@@ -110,24 +138,36 @@ def build(
 ) -> None:
     """Build one image from a folder and say how long it took."""
     started = time.monotonic()
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     title = name.rsplit("/", 1)[-1]
+    revision = git("rev-parse", "HEAD") or "unknown"
+    version = git("describe", "--always", "--dirty") or "unknown"
     labels = {
         "title": f"heart-pipeline {title}",
         "description": description or title,
-        "version": revision or "unknown",
-        "revision": revision or "unknown",
-        "source": "heart-pipeline",
-        "licenses": "see README.md",
+        "version": version,
+        "revision": revision,
+        "source": source_address(),
+        "licenses": LICENCE,
     }
     command = ["buildx", "build", "--quiet", "--load", "--tag", f"{name}:dev"]
-    command += ["--tag", f"{name}:{revision}"] if revision else []
+    command += ["--tag", f"{name}:{version}"] if version != "unknown" else []
     command += [f"--label=org.opencontainers.image.{key}={value}" for key, value in labels.items()]
     command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
     command += [f"--build-context={key}={path}" for key, path in contexts.items()]
     command += ["--target", target] if target else []
     docker(*command, str(context))
     print(f"{name:<22} {time.monotonic() - started:6.1f} s", flush=True)
+
+
+def git(*arguments: str) -> str:
+    """Return what git says of this checkout, nothing where it is none."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def source_address() -> str:
+    """Return where the code comes from: the address of git's remote, without credentials; the project's name where there is none."""
+    address = re.sub(r"//[^/@]*@", "//", git("remote", "get-url", "origin"))
+    return address if "://" in address or re.match(r"[\w.-]+@[\w.-]+:", address) else "heart-pipeline"
 
 
 def docker(*arguments: str) -> None:
