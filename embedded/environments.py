@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".run"
 ENVIRONMENTS = STATE / "env"
 UV = ENVIRONMENTS / "uv" / "bin" / "uv"
+sys.path.insert(0, str(ROOT / "dags"))
+from stages import STAGES  # noqa: E402
 
 
 def main() -> None:
@@ -29,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
-        choices=("run", "test", "uv", "clean"),
-        help="run: what `make run` needs; test: that and the tests' own; uv: only the installer, which makes locks too; "
-        "clean: remove .run/ with all state",
+        choices=("run", "test", "bundle", "uv", "clean"),
+        help="run: what `make run` needs; test: that and the tests' own; bundle: what looks into images; uv: only the "
+        "installer, which makes locks too; clean: remove .run/ with all state",
     )
     what = parser.parse_args().what
     if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one must be told
@@ -42,10 +44,14 @@ def main() -> None:
     if what == "uv":
         bootstrap_uv()
         return
-    locks = {lock.parent.name: lock for lock in sorted(ROOT.glob("images/*/requirements.txt"))}
+    locks = {name: ROOT / "images" / name / "requirements.txt" for name in (*STAGES, "mlflow")}
     locks["embedded"] = ROOT / "embedded" / "requirements.txt"
     if what == "test":
         locks["tests"] = ROOT / "tests" / "requirements.txt"
+    if what in ("test", "bundle"):
+        locks["bundle"] = ROOT / "images" / "bundle.txt"
+    if what == "bundle":
+        locks = {"bundle": locks["bundle"]}
     due = {name: lock for name, lock in locks.items() if not is_current(name, lock)}
     if not due:
         return

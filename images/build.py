@@ -9,6 +9,7 @@ name others. Without one, stand-ins are made from Debian's and PyPI's packages u
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -39,10 +40,14 @@ OTHERS = {
 }
 # The public services, which are used as they are.
 SERVICES = tuple(name for name in PUBLIC if name != "python")
-DEBIAN = "heart-local/debian:trixie"
-DEBIAN_PACKAGES = "python3,python3-pip,python3-venv,ca-certificates,tzdata,netbase"
-# Documentation that no container reads.
-EXCLUDED = ("doc", "man", "locale", "info", "lintian")
+# What the stand-in for Debian is made with: no documentation that no container reads, but every package's licence.
+DEBIAN_OPTIONS = (
+    "--variant=minbase",
+    "--include=python3,python3-pip,python3-venv,ca-certificates,tzdata,netbase",
+    *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale", "info", "lintian")),
+    "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+)
+DEBIAN = f"heart-local/debian:trixie-{hashlib.sha256(' '.join(DEBIAN_OPTIONS).encode()).hexdigest()[:8]}"
 CERTIFICATES = Path("/etc/ssl/certs")
 # The licence of what is in this repository; that of each package is in the bundle's SBOM.
 LICENCE = "Apache-2.0"
@@ -125,10 +130,9 @@ def make_debian() -> str:
         if os.geteuid() or not shutil.which("apt-get"):
             sys.exit("mmdebstrap is needed to make base images without a registry; install it: apt-get install mmdebstrap")
         run(["apt-get", "install", "-qy", "--no-install-recommends", "mmdebstrap"])
-    options = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in EXCLUDED]
     with tempfile.TemporaryDirectory() as folder:
         tar = str(Path(folder) / "debian.tar")
-        run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={DEBIAN_PACKAGES}", *options, "trixie", tar])
+        run(["mmdebstrap", "--quiet", *DEBIAN_OPTIONS, "trixie", tar])
         docker("import", tar, DEBIAN)
     return DEBIAN
 
