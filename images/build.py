@@ -106,7 +106,13 @@ def base_image(name: str, python: str = "") -> str:
             sys.exit(f"{name.upper()}_IMAGE={named}: {problem}")
         print(f"{wanted} can't be pulled: making a stand-in from Debian's and PyPI's packages", flush=True)
         source = {"DEBIAN_IMAGE": make_debian()} if name == "python" else {"PYTHON_IMAGE": python}
-        build(f"heart-local/{name}", IMAGES / "bases" / name, source, {"certificates": CERTIFICATES}, description=f"stand-in for {wanted}")
+        build(
+            f"heart-local/{name}",
+            IMAGES / "bases" / name,
+            source,
+            {"certificates": CERTIFICATES},
+            description=f"stand-in for {wanted}",
+        )
         wanted = f"heart-local/{name}:dev"
     docker("tag", wanted, tag)
     return tag
@@ -169,7 +175,7 @@ def git(*arguments: str) -> str:
 
 
 def source_address() -> str:
-    """Return where the code comes from: the address of git's remote, without credentials; the project's name where there is none."""
+    """Return where the code comes from: the address of git's remote, without credentials, or the project's name."""
     address = re.sub(r"//[^/@]*@", "//", git("remote", "get-url", "origin"))
     return address if "://" in address or re.match(r"[\w.-]+@[\w.-]+:", address) else "heart-pipeline"
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Everything in one archive, for a machine with a Docker engine and no network at all.
 
-    images/bundle.py make       write .run/heart-pipeline-<version>.tar: this checkout, all images, an SBOM (CycloneDX) of
-                                each image, and SHA256SUMS
-    images/bundle.py install    in the unpacked archive: check every file, load the images
+images/bundle.py make       write .run/heart-pipeline-<version>.tar: this checkout, all images, an SBOM (CycloneDX) of
+each image, and SHA256SUMS
+images/bundle.py install    in the unpacked archive: check every file, load the images
 """
 
 import argparse
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from build import OTHERS, ROOT, SERVICES, docker, git, run
+
 from stages import STAGES
 
 # It asks nobody for newer versions of itself.

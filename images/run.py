@@ -35,7 +35,9 @@ def main() -> None:
     if arguments == ["--help"]:
         container = replace(container, networks=(), volumes={})  # it needs nothing
     elif missing := [network for network in container.networks if not exists("network", network)]:
-        sys.exit(f"{name} talks to {' and '.join(stage.networks)}, but there is no network {missing[0]}; start the services: make up")
+        sys.exit(
+            f"{name} talks to {' and '.join(stage.networks)}, but there is no network {missing[0]}; start the services: make up"
+        )
     code = os.environ.get("CODE")
     container.environment["HEART_IMAGE"] = "working tree" if code else made_from(container.image)
     options = docker_arguments(container)

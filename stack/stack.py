@@ -25,7 +25,11 @@ PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
 READY_SECONDS = 600
 # What is logged in to with a password; a role's is the password of the database role of that name.
 ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_LOAD", "HEART_TRAIN", "HEART_EVALUATE", "HEART_PREDICT", "HEART_ANALYST")
-PAGES = (("AIRFLOW", 8080, "AIRFLOW_PASSWORD", "heart"), ("MLFLOW", 600, "", ""), ("PGADMIN", 5050, "PGADMIN_PASSWORD", "heart@example.com"))
+PAGES = (
+    ("AIRFLOW", 8080, "AIRFLOW_PASSWORD", "heart"),
+    ("MLFLOW", 600, "", ""),
+    ("PGADMIN", 5050, "PGADMIN_PASSWORD", "heart@example.com"),
+)
 
 
 def main() -> None:
@@ -43,7 +47,9 @@ def up() -> None:
     started = time.monotonic()
     complete_credentials()
     images = compose("config", "--images").split()
-    if missing := sorted({name for name in images if subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode}):
+    if missing := sorted(
+        {name for name in images if subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode}
+    ):
         print(f"making {len(missing)} missing images", flush=True)
         if subprocess.run([sys.executable, str(ROOT / "images" / "build.py")]).returncode:
             sys.exit(1)
@@ -107,7 +113,9 @@ def destroy() -> None:
             sys.exit("nothing was removed; YES=1 answers beforehand")
     if left := stage_containers():
         subprocess.run(["docker", "rm", "--force", *left], capture_output=True)
-    if code := subprocess.run(["docker", "compose", "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()).returncode:
+    if code := subprocess.run(
+        ["docker", "compose", "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()
+    ).returncode:
         sys.exit(code)
     if PROJECT == "heart":
         CREDENTIALS.unlink(missing_ok=True)

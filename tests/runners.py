@@ -13,14 +13,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from containers import Container, container_of, docker_arguments
 from stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
-HARDENED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=256")
 _numbers = itertools.count()
 
 
@@ -46,7 +47,10 @@ class ProcessRunner:
 
 
 class ContainerRunner:
-    """Runs a stage as a container on a network of the tests' own, where `addresses` tells what is called what."""
+    """Runs a stage as a container, as the contract describes it, on a network of the tests' own.
+
+    `addresses` tells what is called what inside that network; folders of this machine stand for the stack's volumes.
+    """
 
     def __init__(self, network: str, addresses: dict[str, str]) -> None:
         self.network = network
@@ -55,32 +59,25 @@ class ContainerRunner:
     def start(self, stage: str, arguments: tuple[object, ...], variables: dict[str, Any]) -> "Running":
         """Start a stage."""
         name = f"heart-test-{os.getpid()}-{next(_numbers)}"
-        given = {key: self.addresses.get(value, value) for key, value in declared(stage, variables).items()}
-        mounts = []
-        if "HEART_ARTIFACTS" in given:
-            Path(given["HEART_ARTIFACTS"]).mkdir(parents=True, exist_ok=True)
-            Path(given["HEART_ARTIFACTS"]).chmod(0o777)
-            mounts.append(f"--volume={given['HEART_ARTIFACTS']}:{given['HEART_ARTIFACTS']}")
-        for key in ("HEART_DATA", "PGPASSFILE"):
-            path = given.get(key, "").removeprefix("file://")
-            if path and Path(path).exists():
-                mounts.append(f"--volume={Path(path).resolve()}:{path}:ro")
-        network = self.network if STAGES[stage].networks else "none"
-        limits = [f"--memory={STAGES[stage].memory}", f"--cpus={STAGES[stage].cpus}", f"--network={network}"]
-        values = [f"--env={key}={value}" for key, value in given.items()]
-        command = [
-            "docker",
-            "run",
-            "--rm",
-            f"--name={name}",
-            *HARDENED,
-            *limits,
-            *mounts,
-            *values,
-            f"heart/{stage}:dev",
-            *arguments,
-        ]
+        container = self.container(stage, declared(stage, variables))
+        command = ["docker", "run", "--rm", f"--name={name}", *docker_arguments(container), container.image, *arguments]
         return Running(popen(command, dict(os.environ)), name)
+
+    def container(self, stage: str, given: dict[str, str]) -> Container:
+        """Return a stage's container with a test's variables and folders."""
+        environment = {key: self.addresses.get(value, value) for key, value in given.items()}
+        volumes = {}
+        if artifacts := given.get("HEART_ARTIFACTS"):
+            Path(artifacts).mkdir(parents=True, exist_ok=True)
+            Path(artifacts).chmod(0o777)
+            volumes[artifacts] = artifacts
+        for variable in ("HEART_DATA", "PGPASSFILE"):
+            path = given.get(variable, "").removeprefix("file://")
+            if path and Path(path).exists():
+                volumes[path] = str(Path(path).resolve())
+        contract = container_of(STAGES[stage])
+        networks = (self.network,) if contract.networks else ()
+        return replace(contract, environment=environment, volumes=volumes, networks=networks, writable=(artifacts or "",))
 
 
 class Running:
@@ -98,6 +95,13 @@ class Running:
             self.kill(signal.SIGKILL)
             raise
         return self.process.returncode, out, err
+
+    def wait_for(self, message: str) -> None:
+        """Wait until the stage's log has a message; the test fails where the stage ends before."""
+        for line in self.process.stderr or ():
+            if f'"message": "{message}' in line:
+                return
+        raise AssertionError(f"it ended without {message!r}")
 
     def kill(self, number: int) -> None:
         """Send a signal to the stage itself."""

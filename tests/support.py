@@ -72,6 +72,7 @@ def run_stage(
         assert "\n" not in outcome.error
     elif code != USAGE:
         assert not unexpected, stderr
+        assert "--help" in arguments or len(outcome.log) == len(stderr.splitlines()), "lines that are no log"
     return outcome
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stage import DependencyUnavailable
+from stage import DependencyUnavailable, InputRefused
 
 if TYPE_CHECKING:
     import mlflow
@@ -115,3 +115,17 @@ def registered_version(client: "mlflow.MlflowClient", alias: str) -> Any:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def load_model(version: int | str) -> Any:
+    """Return the scikit-learn model of a registered version. Raises InputRefused where reading it could run code."""
+    import mlflow
+
+    uri = f"models:/{MODEL_NAME}/{version}"
+    stored_as = mlflow.models.get_model_info(uri).flavors.get("sklearn", {}).get("serialization_format")
+    if stored_as != "skops":
+        raise InputRefused(
+            f"model version {version} is stored as {stored_as}, which can run code when it is read; register one in "
+            "the format skops, or give the alias to another version"
+        )
+    return mlflow.sklearn.load_model(uri)

@@ -15,6 +15,7 @@ import dataclasses
 import datetime as dt
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -252,9 +253,13 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name: every container's process has the number 1.
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            Path(file.name).unlink()
+            raise
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
 
@@ -326,7 +331,8 @@ def _run(function: Callable[..., None], job: Job, options: dict[str, Any]) -> in
     _stop_on_signal()
     log.info("started")
     try:
-        function(job, **options)
+        with contextlib.redirect_stderr(_LogLines()):
+            function(job, **options)
     except click.ClickException:
         raise  # wrong usage that only the work itself could notice; click says what
     except NothingToDo as reason:
@@ -350,6 +356,16 @@ def _run(function: Callable[..., None], job: Job, options: dict[str, Any]) -> in
     rows = (job.result or {}).get("rows")
     log.info("done", extra={"rows": rows} if rows else {})
     return 0
+
+
+class _LogLines(io.TextIOBase):
+    """Takes what libraries print to standard error, and logs it line by line."""
+
+    def write(self, text: str) -> int:
+        """Log the lines of a text."""
+        for line in filter(None, map(str.strip, text.splitlines())):
+            log.info("%s", line)
+        return len(text)
 
 
 def _log_to_stderr(job: Job) -> None:

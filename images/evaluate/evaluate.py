@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, registered_version, warehouse
+from services import MLFLOW, MODEL_NAME, POSTGRES, load_model, mlflow_client, read_frame, registered_version, warehouse
 from stage import File, Job, Rows, command, log
 
 if TYPE_CHECKING:
@@ -97,13 +97,6 @@ def evaluate(job: Job, seed: int) -> None:
             set_aliases(client, version, decision)
         rows = Rows(in_=len(people), out=len(people))
         job.commit(rows, folder=folder, outputs=dict.fromkeys(["report.html", *(f"{n}.svg" for n in figures)]), metrics=summary)
-
-
-def load_model(version: int | str) -> Any:
-    """Return a version of the model as a scikit-learn estimator; skops refuses what could run code."""
-    import mlflow
-
-    return mlflow.sklearn.load_model(f"models:/{MODEL_NAME}/{version}")
 
 
 def read_out_of_fold(client: "mlflow.MlflowClient", run_id: str) -> "pd.DataFrame":

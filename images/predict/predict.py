@@ -10,7 +10,7 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, registered_version, warehouse
+from services import MLFLOW, MODEL_NAME, POSTGRES, load_model, mlflow_client, read_frame, registered_version, warehouse
 from stage import File, Job, Rows, command, log
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def predict(job: Job) -> None:
 
 def score(version: str, people: "pd.DataFrame") -> list[tuple[Any, ...]]:
     """Return account_id, probability of disease, load_id and the features that are not known, for each person."""
-    import mlflow
-
-    model = mlflow.sklearn.load_model(f"models:/{MODEL_NAME}/{version}")
+    model = load_model(version)
     X = people[list(model.feature_names_in_)].astype("float64")
     missing = [[name for name, absent in row.items() if absent] for row in X.isna().to_dict("records")]
     probability = model.predict_proba(X)[:, 1]

@@ -12,6 +12,8 @@ schema.sql declares the columns, uci.sql and kaggle.sql read the two layouts, tr
 """
 
 import csv
+import errno
+import os
 from pathlib import Path
 
 import duckdb
@@ -50,7 +52,7 @@ def transform(job: Job) -> None:
         refuse_other_dialect(db, dialect, delivered["heart"])
         run_sql(db, "transform")
         for name in ("records", "quarantine", "duplicates"):
-            db.table(name).to_csv(str(folder / f"{name}.csv"), header=True)
+            write(db, name, folder / f"{name}.csv")
         came, records, quarantined, duplicates = db.sql("FROM counts").fetchall()[0]
         notes = dict(db.sql("FROM notes").fetchall())
 
@@ -63,6 +65,16 @@ def transform(job: Job) -> None:
 def run_sql(db: duckdb.DuckDBPyConnection, name: str) -> None:
     """Run one of the SQL files beside this one."""
     db.execute((Path(__file__).parent / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+def write(db: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
+    """Write a table as CSV. Raises OSError where there is no room, as Python's own files do."""
+    try:
+        db.table(table).to_csv(str(path), header=True)
+    except duckdb.IOException as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def view_lines(db: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:

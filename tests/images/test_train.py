@@ -14,7 +14,6 @@ from support import (
     NOTHING_TO_DO,
     REFUSED,
     ROOT,
-    UNAVAILABLE,
     Delivery,
     Warehouse,
     ask_mlflow,
@@ -125,15 +124,6 @@ def test_refuses_what_cannot_be_trained_on_in_one_line(trained, services, tmp_pa
     few.data.symlink_to(ROOT / "tests/broken")
     few.etl("nan")
     assert "0 people with disease and 2 without; at least 20 of each" in few.stage("train", expect=REFUSED).error
-
-
-@pytest.mark.parametrize("stage", ["train", "evaluate", "predict"])
-def test_says_which_service_is_away(trained, stage):
-    delivery, _, _ = trained
-    quick = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
-    outcome = delivery.stage(stage, None, "--force", expect=UNAVAILABLE, **quick)
-    assert "MLflow at http://127.0.0.1:1" in outcome.error
-    assert "PostgreSQL" in delivery.stage(stage, None, "--force", expect=UNAVAILABLE, PGHOST="/nowhere").error
 
 
 def test_kaggles_file_gives_a_model_of_the_same_direction(postgres, mlflow, tmp_path):
