@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint docker-engine build-images bundle install-bundle up down destroy data lock uv FORCE
+.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up down destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ lint: ## check style and types only
 	@.run/env/tests/bin/ruff format --check .
 	@.run/env/tests/bin/mypy
 	@.run/env/tests/bin/hadolint --failure-threshold style $(wildcard images/*/Dockerfile images/bases/*/Dockerfile)
+
+bench: ## measure size, start and speed; write docs/performance.md  [QUICK=1]
+	@$(PYTHON) embedded/environments.py test
+	@.run/env/tests/bin/python tests/bench/bench.py
 
 docker-engine: ## install and start Docker Engine on Debian or Ubuntu, where none answers (as root)
 	@images/docker-engine

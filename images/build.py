@@ -76,8 +76,10 @@ def main() -> None:
         for name in sorted(made, key=lambda n: (n != "ml", base_of(n) == "ml", n)):
             tasks[name] = pool.submit(build_after, tasks.get(base_of(name)), name)
         services = [pool.submit(base_image, name, arguments["PYTHON_IMAGE"]) for name in SERVICES if name in wanted]
-        for task in (*tasks.values(), *services):
+        for task in tasks.values():
             task.result()
+        for service in services:
+            service.result()
 
 
 def base_of(name: str) -> str:

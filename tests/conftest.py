@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import support  # noqa: F401 - makes dags/ and embedded/ importable
-from runners import ContainerRunner, ProcessRunner, inspect, network, postgres_container, server, wait_until
+from runners import ContainerRunner, ProcessRunner, mlflow_container, network, postgres_container
 from support import ENVIRONMENTS, ROOT, STAGES, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
 
@@ -96,19 +96,7 @@ def services(request, tmp_path_factory):
             yield ProcessRunner(), postgres, address
         return
     runner, postgres = request.getfixturevalue("engine")
-    database = make_database(postgres)["PGDATABASE"]
-    options = [
-        "--read-only",
-        "--tmpfs=/tmp",
-        "--mount=type=volume,destination=/artifacts",
-        f"--volume={postgres['PGPASSFILE']}:/run/secrets/pgpass:ro",
-        "--env=PGPASSFILE=/run/secrets/pgpass",
-        f"--env=MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://postgres@postgres:5432/{database}",
-    ]
-    with server("heart/mlflow:dev", "mlflow", 5000, runner.network, options) as (port, container):
-        address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: inspect(container)["State"]["Health"]["Status"] == "healthy", 120)
-        runner.addresses[address] = "http://mlflow:5000"
+    with mlflow_container(runner, postgres, make_database(postgres)["PGDATABASE"]) as address:
         yield runner, postgres, address
 
 

@@ -178,6 +178,25 @@ def postgres_container(on: str, folder: Path) -> Iterator[tuple[dict[str, str], 
         yield there, {"127.0.0.1": "postgres", port: "5432"}
 
 
+@contextmanager
+def mlflow_container(runner: ContainerRunner, postgres: dict[str, str], database: str) -> Iterator[str]:
+    """Run an MLflow server on a runner's network, with its registry in a database; give its address for this side."""
+    options = [
+        "--read-only",
+        "--tmpfs=/tmp",
+        "--cap-drop=ALL",
+        "--mount=type=volume,destination=/artifacts",
+        f"--volume={postgres['PGPASSFILE']}:/run/secrets/pgpass:ro",
+        "--env=PGPASSFILE=/run/secrets/pgpass",
+        f"--env=MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://postgres@postgres:5432/{database}",
+    ]
+    with server("heart/mlflow:dev", "mlflow", 5000, runner.network, options) as (port, container):
+        address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: inspect(container)["State"]["Health"]["Status"] == "healthy", 120)
+        runner.addresses[address] = "http://mlflow:5000"
+        yield address
+
+
 def can_connect(environment: dict[str, str]) -> bool:
     """Return whether PostgreSQL takes connections."""
     import psycopg2

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "images/ev
 from runners import ProcessRunner, Running  # noqa: E402
 from stages import DONE, NOTHING_TO_DO, REFUSED, RESULT_MARKER, STAGES, UNAVAILABLE, USAGE  # noqa: E402
 
-__all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "STAGES", "UNAVAILABLE", "USAGE"]
+__all__ = ["DONE", "NOTHING_TO_DO", "REFUSED", "RESULT_MARKER", "STAGES", "UNAVAILABLE", "USAGE"]
 
 ACCOUNT_HEADER = "account_id;age;sex"
 HEART_HEADER = "account_id;cp;trestbps;chol;fbs;restecg;thalach;exang;oldpeak;slope;ca;thal;target"

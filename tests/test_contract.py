@@ -84,7 +84,12 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-LOCKS = [*ROOT.glob("*/requirements.txt"), *ROOT.glob("images/**/requirements.txt"), *ROOT.glob("*/uv.txt"), ROOT / "images/bundle.txt"]
+LOCKS = [
+    *ROOT.glob("*/requirements.txt"),
+    *ROOT.glob("images/**/requirements.txt"),
+    *ROOT.glob("*/uv.txt"),
+    ROOT / "images/bundle.txt",
+]
 
 
 @pytest.mark.parametrize("path", sorted(path.relative_to(ROOT).as_posix() for path in LOCKS))

@@ -306,7 +306,7 @@ def test_stopped_in_the_middle_of_work_it_is_gone_in_3_seconds_and_leaves_nothin
     try:
         if stage not in MIDDLE:
             blocker.cursor().execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
-        before = tree(delivery.artifacts)
+        there = tree(delivery.artifacts)
         running = delivery.runner.start(stage, ("--force",), delivery.given(batch))
         if stage in MIDDLE:
             running.wait_for(MIDDLE[stage])
@@ -320,7 +320,7 @@ def test_stopped_in_the_middle_of_work_it_is_gone_in_3_seconds_and_leaves_nothin
         assert time.monotonic() - asked < 3
     finally:
         blocker.close()
-    assert tree(delivery.artifacts) == before
+    assert tree(delivery.artifacts) == there
 
 
 def write_long(delivery: Delivery, batch: str, people: int = 200_000) -> None:

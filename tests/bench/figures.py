@@ -1,0 +1,53 @@
+"""One measured figure, and the two ways in which it stands beside another."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measurement: its value, what it is compared with, and the most that ratio or difference may be.
+
+    ratio: value / compared value; difference: value minus compared value, in the value's unit. A target belongs to the one that
+    is given, to the value itself where neither is.
+    """
+
+    name: str
+    value: float
+    unit: str
+    compared_with: str = ""
+    ratio: float | None = None
+    difference: float | None = None
+    target: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Return whether the target is reached; None where there is none."""
+        judged = next(v for v in (self.ratio, self.difference, self.value) if v is not None)
+        return None if self.target is None else judged <= self.target
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the figure for bench.json."""
+        return asdict(self) | {"met": self.met}
+
+    def cells(self) -> list[str]:
+        """Return the figure as the cells of a table's row."""
+        beside = f"{self.ratio:.2f} ×" if self.ratio is not None else ""
+        if self.difference is not None:
+            beside = f"{self.difference:+.2f} {self.unit}"
+        target = "" if self.target is None else f"≤ {self.target:g}{' ×' if self.ratio is not None else f' {self.unit}'}"
+        met = {True: "yes", False: "**no**", None: ""}[self.met]
+        return [self.name, f"{self.value:.2f} {self.unit}" if self.value < 100 else f"{self.value:.0f} {self.unit}",
+                self.compared_with, beside, target, met]  # fmt: skip
+
+
+def seconds(work: Callable[[], object], times: int) -> float:
+    """Return the median wall time of some repetitions, in seconds."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
