@@ -36,9 +36,14 @@ def main() -> None:
     quick = parser.parse_args().quick
     started = time.monotonic()
     figures = list(measure(quick))
-    machine: dict[str, object] = {"cpus": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
-               "system": platform.platform(), "docker": version(), "date": time.strftime("%Y-%m-%d"),
-               "seconds": round(time.monotonic() - started)}  # fmt: skip
+    machine: dict[str, object] = {
+        "cpus": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
+        "system": platform.platform(),
+        "docker": version(),
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.monotonic() - started),
+    }
     (ROOT / ".run").mkdir(exist_ok=True)
     document = {"machine": machine, "figures": [figure.as_dict() for figure in figures]}
     (ROOT / ".run" / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
