@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up down destroy data lock uv FORCE
+.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline down destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,12 @@ shell/%: ## open a shell in a stage's container, as in shell/load
 
 up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until it is ready
 	@$(PYTHON) stack/stack.py up
+
+pipeline: ## run everything once through Airflow, follow it, show what came of it  [BATCH="a b"] [DIALECT=kaggle] [FORCE=1] [SEED=1]
+	@$(PYTHON) stack/stack.py pipeline
+
+logs/%: ## show the newest log of a stage, as in logs/load
+	@$(PYTHON) stack/stack.py log $*
 
 down: ## stop the system; data stay
 	@$(PYTHON) stack/stack.py down

@@ -16,7 +16,7 @@ from airflow.sdk import Context, ObjectStoragePath, Param, dag, get_current_cont
 from airflow.sdk.exceptions import AirflowFailException
 
 from assets import WAREHOUSE
-from operators import StageOperator
+from operators import StageTask, report_failure, stage_operator
 from stages import STAGES
 
 
@@ -25,6 +25,7 @@ from stages import STAGES
     catchup=False,
     doc_md=__doc__,
     tags=["heart"],
+    default_args={"on_failure_callback": report_failure},
     max_active_runs=1,
     params={
         "batch": Param(
@@ -54,13 +55,13 @@ def etl_dag() -> None:
     @task_group
     def deliver(batch: str) -> None:
         """Take one batch through its stages."""
-        tasks: dict[str, StageOperator] = {}
+        tasks: dict[str, StageTask] = {}
         for stage in (s for s in STAGES.values() if s.per_batch):
             variables = {"HEART_FORCE": "{{ params.force }}"}
             if "HEART_DIALECT" in stage.environment:
                 variables["HEART_DIALECT"] = "{{ params.dialect }}"
             # A stage that has nothing to do says so itself; whether the next one has, only that one knows.
-            tasks[stage.name] = StageOperator(stage=stage.name, batch=batch, variables=variables, trigger_rule="none_failed")
+            tasks[stage.name] = stage_operator(stage=stage.name, batch=batch, variables=variables, trigger_rule="none_failed")
             for upstream in stage.upstream:
                 tasks[upstream] >> tasks[stage.name]
 

@@ -10,7 +10,7 @@ Where nothing has changed since the last time, each stage skips itself.
 from airflow.sdk import Param, dag
 
 from assets import WAREHOUSE
-from operators import StageOperator
+from operators import StageTask, report_failure, stage_operator
 from stages import STAGES
 
 
@@ -19,6 +19,7 @@ from stages import STAGES
     catchup=False,
     doc_md=__doc__,
     tags=["heart"],
+    default_args={"on_failure_callback": report_failure},
     max_active_runs=1,
     params={
         "seed": Param(1989, type="integer", title="Seed", description="Fixes folds, models and resampling."),
@@ -30,14 +31,14 @@ from stages import STAGES
 )
 def ml_dag() -> None:
     """Build the DAG from the stages that run once for all batches."""
-    tasks: dict[str, StageOperator] = {}
+    tasks: dict[str, StageTask] = {}
     for stage in (s for s in STAGES.values() if not s.per_batch):
         variables = {"HEART_FORCE": "{{ params.force }}"}
         if "HEART_SEED" in stage.environment:
             variables["HEART_SEED"] = "{{ params.seed }}"
         if "HEART_TRAINING_BATCH" in stage.environment:
             variables["HEART_TRAINING_BATCH"] = "{{ params.training_batch }}"
-        tasks[stage.name] = StageOperator(stage=stage.name, variables=variables, trigger_rule="none_failed")
+        tasks[stage.name] = stage_operator(stage=stage.name, variables=variables, trigger_rule="none_failed")
         for upstream in stage.upstream:
             tasks[upstream] >> tasks[stage.name]
 

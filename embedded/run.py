@@ -164,21 +164,7 @@ class Follower(logging.Handler):
             self._status = self.console.status(name)
             self._status.start()
             return
-        self.console.print(f"{name} {describe(event):<64} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
-
-
-def describe(event: dict[str, Any]) -> str:
-    """Return in a few words how a stage ended."""
-    rows = (event.get("result") or {}).get("rows")
-    if event["state"] == "done" and rows:
-        parts = [f"{rows['in']} rows"]
-        parts += [f"{rows['rejected']} quarantined"] * bool(rows["rejected"]) + [f"{rows['duplicate']} duplicates"] * bool(
-            rows["duplicate"]
-        )
-        return ", ".join(parts)
-    if event["state"] == "unchanged":
-        return event["message"].removeprefix("nothing to do: ")
-    return f"{event['state']}: {event['message']}" if event.get("message") else event["state"]
+        self.console.print(f"{name} {summary.describe(event):<64} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

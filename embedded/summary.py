@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def summarise(events: list[dict[str, Any]], warehouse: dict[str, int], seconds: float) -> dict[str, Any]:
@@ -72,8 +73,24 @@ def model(results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, An
     return {name: metrics[key] for name, key in names.items()}
 
 
-def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> None:
+def describe(event: dict[str, Any]) -> str:
+    """Return in a few words how a stage ended."""
+    rows = (event.get("result") or {}).get("rows")
+    if event["state"] == "done" and rows:
+        parts = [f"{rows['in']} rows"]
+        parts += [f"{rows['rejected']} quarantined"] * bool(rows["rejected"]) + [f"{rows['duplicate']} duplicates"] * bool(
+            rows["duplicate"]
+        )
+        return ", ".join(parts)
+    if event["state"] == "unchanged":
+        return event["message"].removeprefix("nothing to do: ")
+    return f"{event['state']}: {event['message']}" if event.get("message") else event["state"]
+
+
+def show(summary: dict[str, Any], console: "Console", places: dict[str, str]) -> None:
     """Print the summary as tables, with where to look next."""
+    from rich.table import Table
+
     rows = Table(title="Records", title_justify="left", title_style="bold")
     for name in ("batch", "in", "loaded", "quarantined", "duplicate"):
         rows.add_column(name, justify="left" if name == "batch" else "right")
@@ -105,8 +122,10 @@ def show(summary: dict[str, Any], console: Console, places: dict[str, str]) -> N
         console.print(f"  {what:<9} {place}", highlight=False, soft_wrap=True)
 
 
-def scores_table(judged: dict[str, Any]) -> Table:
+def scores_table(judged: dict[str, Any]) -> "Table":
     """Return the model's scores: a row for the people it was cross-validated on, and one for each other batch."""
+    from rich.table import Table
+
     table = Table(
         title=f"Model {judged['name']}, version {judged['version']}: judged on people it had not seen",
         title_justify="left",

@@ -4,6 +4,8 @@
     stack/stack.py up        credentials, missing images, start, wait until everything is healthy
     stack/stack.py down      stop it; data stay
     stack/stack.py destroy   stop it and remove its data and credentials, after asking (YES=1 answers)
+    stack/stack.py pipeline  run everything once through Airflow, follow it, show what came of it
+    stack/stack.py log load  show the newest log of a stage
 
 COMPOSE_PROJECT_NAME names another stack beside this one; AIRFLOW_PORT, MLFLOW_PORT and PGADMIN_PORT move its pages.
 """
@@ -20,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "embedded"))
+from summary import summarise, write  # noqa: E402
+
 CREDENTIALS = ROOT / ".credentials"
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
 READY_SECONDS = 600
@@ -35,11 +40,14 @@ PAGES = (
 def main() -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("up", "down", "destroy"))
-    what = parser.parse_args().what
+    parser.add_argument("what", choices=("up", "down", "destroy", "pipeline", "log"))
+    parser.add_argument("stage", nargs="?", help="of which the log is wanted")
+    arguments = parser.parse_args()
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         sys.exit("no Docker engine answers; `make docker-engine` installs and starts one on Debian and Ubuntu")
-    {"up": up, "down": down, "destroy": destroy}[what]()
+    if arguments.what == "log":
+        sys.exit(in_airflow("log", "--stage", arguments.stage or "").returncode)
+    {"up": up, "down": down, "destroy": destroy, "pipeline": pipeline}[arguments.what]()
 
 
 def up() -> None:
@@ -59,8 +67,8 @@ def up() -> None:
     ) as starting:  # fmt: skip
         follow(starting, started)
     print(f"\nready after {time.monotonic() - started:.0f} s\n")
-    for name, port, password, user in PAGES:
-        address = f"http://localhost:{os.environ.get(f'{name}_PORT', port)}"
+    for name, _, password, user in PAGES:
+        address = address_of(name)
         login = f"user {user}, password {password} in .credentials" if password else "no login"
         print(f"  {name.title():8} {address:24} {login}")
     print("\n`make pipeline` runs everything once; `make down` stops the system and keeps its data")
@@ -119,6 +127,53 @@ def destroy() -> None:
         sys.exit(code)
     if PROJECT == "heart":
         CREDENTIALS.unlink(missing_ok=True)
+
+
+def pipeline() -> None:
+    """Run both DAGs, follow them, and show the summary; ends with 1 where a stage failed."""
+    known = {"batch": os.environ.get("BATCH", "").split(), "dialect": os.environ.get("DIALECT", "uci")}
+    force = {"force": True} if os.environ.get("FORCE") else {}
+    models: dict[str, object] = {k: os.environ[k.upper()] for k in ("training_batch",) if os.environ.get(k.upper())}
+    models |= {"seed": int(os.environ["SEED"])} if os.environ.get("SEED") else {}
+    conf = {"etl_dag": known | force, "ml_dag": models | force}
+    followed = in_airflow("follow", "--conf", json.dumps(conf), stdout=subprocess.PIPE)
+    if followed.returncode:
+        sys.exit(followed.returncode)
+    run = json.loads(followed.stdout.splitlines()[-1])
+    counts = "SELECT row_to_json(c) FROM heart_analysis.warehouse_counts c"
+    rows = json.loads(compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-Atc", counts))
+    document = summarise(run["events"], rows, run["seconds"])
+    state = ROOT / ".run"
+    state.mkdir(exist_ok=True)
+    write(document, state / "summary.json")
+    places = {"summary": str(state / "summary.json"), "runs": address_of("AIRFLOW"), "models": address_of("MLFLOW")}
+    if report := find_report(run["events"]):
+        volume = f"--volume={PROJECT}_artifacts:/artifacts:ro"
+        (state / "report.html").write_text(
+            docker("run", "--rm", volume, "--entrypoint=cat", "heart/base:dev", f"/artifacts/{report}")
+        )
+        places = {"report": str(state / "report.html"), **places}
+    in_airflow("show", input=json.dumps({"summary": document, "places": places}))
+    sys.exit(1 if document["failures"] else 0)
+
+
+def in_airflow(*arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]":
+    """Run stack/pipeline.py in the api-server's container, where Airflow's API and the libraries are at hand."""
+    terminal = [] if sys.stdout.isatty() and not how else ["-T"]
+    command = ["docker", "compose", "exec", *terminal, "airflow-apiserver", "python", "/stack/pipeline.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(), text=True, **how)
+
+
+def address_of(page: str) -> str:
+    """Return the address of one of the system's pages."""
+    (port,) = [port for name, port, _, _ in PAGES if name == page]
+    return f"http://localhost:{os.environ.get(f'{page}_PORT', port)}"
+
+
+def find_report(events: list[dict[str, Any]]) -> str | None:
+    """Return where evaluate left its report, below the artifacts."""
+    uris = [output["uri"] for event in events for output in (event.get("result") or {}).get("outputs", [])]
+    return next((uri for uri in uris if uri.endswith("/report.html")), None)
 
 
 def stage_containers() -> list[str]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from support import ROOT, STAGES, base_environment
+from support import ENVIRONMENTS, ROOT, STAGES, base_environment
 
 PROGRAM = """
 import json, sys, time
@@ -37,7 +37,11 @@ print("ANSWER", json.dumps({
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory):
     home = tmp_path_factory.mktemp("airflow")
-    environment = base_environment() | {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment = base_environment() | {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "HEART_ENVIRONMENTS": str(ENVIRONMENTS),
+    }
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     (answer,) = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")] or pytest.fail(
         done.stdout + done.stderr
@@ -47,7 +51,7 @@ def parsed(tmp_path_factory):
 
 def test_dags_are_read_without_error_and_without_work(parsed):
     assert parsed["errors"] == {}
-    assert set(parsed["dags"]) == {"etl_dag", "ml_dag"}
+    assert set(parsed["dags"]) == {"etl_dag", "ml_dag", "housekeeping_dag"}
     assert all(dag["doc"] for dag in parsed["dags"].values())
     # Generous: a parse that opened a connection or read data would take longer still.
     assert all(seconds < 3 for seconds in parsed["seconds"].values()), parsed["seconds"]

@@ -75,6 +75,7 @@ def evaluate(job: Job, seed: int) -> None:
             "model_name": MODEL_NAME,
             "model_version": version,
             "mlflow_run_id": run_id,
+            "mlflow_experiment_id": trained["mlflow_experiment_id"],
             "alias": alias,
             "decision": decision.outcome,
             "reason": decision.reason,

@@ -17,6 +17,7 @@ from services import MLFLOW, MODEL_NAME, POSTGRES, mlflow_client, read_frame, wa
 from stage import File, InputRefused, Job, Rows, command, log
 
 if TYPE_CHECKING:
+    import mlflow
     import numpy as np
     import pandas as pd
 
@@ -53,7 +54,7 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
         found = client.search_model_versions(f"name = '{MODEL_NAME}' AND tags.fingerprint = '{fingerprint}'")
         if found and not job.force:
             newest = max(found, key=lambda version: int(version.version))
-            metrics = {"model_name": MODEL_NAME, "model_version": int(newest.version), "mlflow_run_id": newest.run_id}
+            metrics = registered(client, int(newest.version), newest.run_id)
             job.nothing_to_do(f"version {newest.version} was trained on the same data", rows, metrics)
 
         X, y = people[list(FEATURES)], people["target"]
@@ -75,9 +76,14 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
             run_id, version = register(model, people, judged, path, parameters, tags, digest)
             client.set_registered_model_alias(MODEL_NAME, "challenger", str(version))
             scores = {name: {k: result[k] for k in ("log_loss", "roc_auc")} for name, result in judged.items()}
-            metrics = {"model_name": MODEL_NAME, "model_version": version, "mlflow_run_id": run_id, "chosen": best,
-                       "candidates": scores}  # fmt: skip
+            metrics = registered(client, version, run_id) | {"chosen": best, "candidates": scores}
             job.commit(rows, folder=folder, outputs={path.name: count}, metrics=metrics)
+
+
+def registered(client: "mlflow.MlflowClient", version: int, run_id: str) -> dict[str, Any]:
+    """Return where a model version is found: its number, and the run and the experiment that it came from."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return {"model_name": MODEL_NAME, "model_version": version, "mlflow_run_id": run_id, "mlflow_experiment_id": experiment_id}
 
 
 def read_people() -> "pd.DataFrame":

@@ -1,0 +1,243 @@
+"""The whole system, as people bring it up and look at it: `make up`, `make pipeline`, Airflow, MLflow, pgAdmin, `make down`."""
+
+import json
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from browser import Browser, browser
+from runners import docker, inspect
+from support import ROOT, STAGES, ask_mlflow, base_environment
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+PROJECT = "heart-test"
+SCREENSHOTS = ROOT / ".run" / "screenshots"
+
+
+@dataclass
+class Stack:
+    """A running system, under a name and on ports of its own."""
+
+    environment: dict[str, str]
+
+    def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
+        """Run a command of the Makefile."""
+        return subprocess.run(
+            ["make", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+
+    def compose(self, *arguments: str) -> str:
+        """Run docker compose on it."""
+        done = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def address(self, page: str) -> str:
+        """Return where one of its pages is."""
+        return f"http://localhost:{self.environment[f'{page}_PORT']}"
+
+    def query(self, query: str) -> list[list[str]]:
+        """Return the rows of a query in the warehouse."""
+        psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-AtF", "\t", "-c", query)
+        return [line.split("\t") for line in self.compose(*psql).splitlines()]
+
+    def airflow(self, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
+        """Ask Airflow's REST API, as its user."""
+        login = {"username": "heart", "password": credentials()["AIRFLOW_PASSWORD"]}
+        token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
+        return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token)
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """Return all that stages wrote into the warehouse."""
+        names = self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'heart_analysis' ORDER BY 1")
+        return {name: self.query(f"SELECT t::text FROM heart_analysis.{name} t ORDER BY 1") for (name,) in names}
+
+
+def fetch(address: str, body: dict[str, Any] | None = None, token: str = "") -> Any:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=60) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def credentials() -> dict[str, str]:
+    lines = (ROOT / ".credentials").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """Bring the system up on ports of its own; remove it with its data at the end."""
+    ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
+    stack = Stack(base_environment() | ports | {"COMPOSE_PROJECT_NAME": PROJECT})
+    stack.environment.pop("YES", None)
+    subprocess.run(["make", "destroy"], cwd=ROOT, env=stack.environment | {"YES": "1"}, capture_output=True)
+    try:
+        up = stack.make("up")
+        assert up.returncode == 0, up.stdout + up.stderr + stack.compose("logs", "--tail", "40")
+        for page in ports:
+            assert f"http://localhost:{ports[page]}" in up.stdout
+        yield stack
+    finally:
+        subprocess.run(["make", "destroy"], cwd=ROOT, env=stack.environment | {"YES": "1"}, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def first(stack: Stack) -> dict[str, Any]:
+    """Run the whole pipeline on the data that come along; gives its summary."""
+    done = stack.make("pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr + stack.compose("logs", "--tail", "60", "airflow-worker")
+    for stage in STAGES:
+        assert stage in done.stderr, "a line a stage"
+    assert "out of fold" in done.stdout and "cleveland" in done.stdout
+    return json.loads((ROOT / ".run" / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def window(stack: Stack) -> Iterator[Browser]:
+    """Give a real browser."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with browser(SCREENSHOTS) as window:
+        yield window
+
+
+def test_everything_is_healthy_within_its_limits_and_only_on_this_machine(stack):
+    services = [json.loads(line) for line in stack.compose("ps", "--all", "--format", "json").splitlines()]
+    states = {s["Service"]: s["Health"] or (s["State"], s["ExitCode"]) for s in services}
+    once = {"secrets", "databases", "mlflow-migrate", "airflow-init"}
+    assert {name for name, state in states.items() if state == ("exited", 0)} == once
+    assert {state for name, state in states.items() if name not in once} == {"healthy"}
+    limits = 0
+    for service in services:
+        if service["Service"] in once:
+            continue
+        found = inspect(service["ID"])
+        limits += found["HostConfig"]["Memory"]
+        assert found["HostConfig"]["Memory"], service["Service"]
+        assert all(b["HostIp"] == "127.0.0.1" for bindings in found["HostConfig"]["PortBindings"].values() for b in bindings)
+    assert limits <= 6.5 * 2**30
+
+
+def test_the_credentials_are_readable_by_nobody_else_and_show_nowhere(stack):
+    path = ROOT / ".credentials"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert subprocess.run(["git", "check-ignore", "-q", ".credentials"], cwd=ROOT).returncode == 0
+    shown = stack.compose("config") + stack.compose("logs")
+    for container in docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split():
+        shown += json.dumps(inspect(container))
+    for name, value in credentials().items():
+        assert len(value) >= 24 and value not in shown, name
+
+
+def test_all_records_are_in_the_warehouse_and_the_champion_in_the_registry(stack, first):
+    assert {b["batch"]: (b["in"], b["loaded"], b["quarantined"], b["duplicate"]) for b in first["batches"]} == {
+        "cleveland": (303, 303, 0, 0),
+        "hungary": (294, 294, 0, 0),
+        "switzerland": (123, 123, 0, 0),
+        "va_long_beach": (200, 200, 0, 0),
+    }
+    assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
+    mlflow = stack.address("MLFLOW")
+    version = ask_mlflow(mlflow, "registered-models/alias", name="heart-disease", alias="champion")["model_version"]
+    assert first["model"]["version"] == int(version["version"]) == 1 and first["model"]["decision"] == "promoted"
+    run = ask_mlflow(mlflow, "runs/get", run_id=version["run_id"])["run"]
+    assert [d["dataset"]["name"] for d in run["inputs"]["dataset_inputs"]] == ["cleveland"]
+    files = {f["path"] for f in ask_mlflow(mlflow, "artifacts/list", run_id=version["run_id"])["files"]}
+    assert {"out_of_fold.csv", "report.html"} <= files
+    assert any(name.endswith(".png") or name.endswith(".svg") or name == "plots" for name in files), files
+    image = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}["heart.image"]
+    assert image == inspect("heart/train:dev")["Id"]
+    assert "Not for use on patients" in (ROOT / ".run" / "report.html").read_text()
+
+
+def test_airflow_tells_what_each_stage_did_without_its_log(stack, first):
+    (etl,) = stack.airflow("dags/etl_dag/dagRuns")["dag_runs"]
+    (models,) = stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]
+    assert etl["state"] == models["state"] == "success" and models["run_type"] == "asset_triggered"
+    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(models['dag_run_id'])}"
+    (event,) = stack.airflow(f"{path}/upstreamAssetEvents")["asset_events"]
+    assert event["source_run_id"] == etl["dag_run_id"] and event["source_task_id"] == "announce"
+    loads = stack.airflow(f"dags/etl_dag/dagRuns/{urllib.parse.quote(etl['dag_run_id'])}/taskInstances", limit=100)
+    loads = [t for t in loads["task_instances"] if t["task_id"] == "deliver.load"]
+    assert [t["state"] for t in loads] == ["success"] * 4 and {t["try_number"] for t in loads} == {1}
+    assert {t["pool"] for t in loads} == {"stages"}
+    told = stack.airflow(f"{path}/taskInstances/evaluate/xcomEntries/return_value", deserialize="true")["value"]
+    assert told["metrics"]["decision"] == "promoted" and told["metrics"]["metrics"]["auc"]["value"] > 0.9
+    assert len(json.dumps(told)) < 20_000, "XCom holds the document, not the data"
+    for task in ("train", "evaluate"):
+        (link,) = stack.airflow(f"{path}/taskInstances/{task}/links").values()
+        address = link["MLflow run"] if isinstance(link, dict) else link
+        assert address.startswith(stack.address("MLFLOW")) and told["metrics"]["mlflow_run_id"] in address
+
+
+def test_the_dags_parameters_are_checked(stack):
+    for conf in ({"dialect": "latin"}, {"batch": "cleveland"}, {"force": 3}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            stack.airflow("dags/etl_dag/dagRuns", {"logical_date": None, "conf": conf})
+        assert refused.value.code == 400
+
+
+def test_nothing_is_left_of_the_stages_containers(stack, first):
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
+
+
+def test_a_second_run_with_nothing_new_skips_everything_and_writes_nothing(stack, first):
+    before = stack.tables()
+    versions = ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"]
+    done = stack.make("pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((ROOT / ".run" / "summary.json").read_text())
+    assert {stage["outcome"] for stage in again["stages"]} == {"unchanged"}
+    assert len(again["stages"]) == 3 * 4 + 3
+    assert stack.tables() == before
+    assert ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"] == versions
+
+
+def test_a_refused_batch_fails_the_run_with_its_reason_and_is_not_tried_again(stack, first):
+    done = stack.make("pipeline", "BATCH=cleveland nowhere")
+    assert done.returncode != 0
+    assert "extract nowhere" in done.stdout and "no such file" in done.stdout
+    run = stack.airflow("dags/etl_dag/dagRuns", order_by="-run_after", limit=1)["dag_runs"][0]
+    tasks = stack.airflow(f"dags/etl_dag/dagRuns/{urllib.parse.quote(run['dag_run_id'])}/taskInstances", limit=100)
+    (failed,) = [t for t in tasks["task_instances"] if t["task_id"] == "deliver.extract" and t["state"] == "failed"]
+    assert run["state"] == "failed" and failed["try_number"] == 1
+    log = stack.make("logs/extract")
+    assert log.returncode == 0 and "no such file" in log.stdout
+    assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
+
+
+def test_people_find_green_runs_plots_and_tables(stack, first, window):
+    window.airflow(stack.address("AIRFLOW"), credentials()["AIRFLOW_PASSWORD"])
+    window.mlflow(stack.address("MLFLOW"), first["model"])
+    window.pgadmin(stack.address("PGADMIN"), credentials()["PGADMIN_PASSWORD"])
+
+
+def test_down_and_up_again_lose_nothing(stack, first):
+    before = stack.tables()
+    down = stack.make("down")
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert docker("ps", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}") == ""
+    up = stack.make("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert stack.tables() == before
+    assert stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]
+    assert ask_mlflow(stack.address("MLFLOW"), "registered-models/alias", name="heart-disease", alias="champion")
+
+
+def test_destroy_asks_first(stack, first):
+    refused = stack.make("destroy")
+    assert refused.returncode != 0 and "nothing was removed" in refused.stderr
+    assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
