@@ -68,7 +68,7 @@ up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until 
 pipeline: ## run everything once through Airflow, follow it, show what came of it  [BATCH="a b"] [DIALECT=kaggle] [FORCE=1] [SEED=1]
 	@$(PYTHON) stack/stack.py pipeline
 
-logs/%: ## show the newest log of a stage, as in logs/load
+logs/%: ## show a stage's log of the newest run, as in logs/load
 	@$(PYTHON) stack/stack.py log $*
 
 down: ## stop the system; data stay

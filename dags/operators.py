@@ -109,11 +109,11 @@ class StageTask(BaseOperator):
         if code == DONE:
             self.tell("done", started, result=result)
             return result or {}
+        context["ti"].xcom_push("message", message)
         if code == NOTHING_TO_DO:
             context["ti"].xcom_push("return_value", result)
             self.tell("unchanged", started, result=result, message=message)
             raise AirflowSkipException(message)
-        context["ti"].xcom_push("message", message)
         final = code in NOT_RETRIED or context["ti"].try_number > (self.retries or 0)
         self.tell("refused" if code in NOT_RETRIED else "failed" if final else "will be tried again", started, message=message)
         raise (AirflowFailException if code in NOT_RETRIED else AirflowException)(message)

@@ -2,7 +2,7 @@
 
 pipeline.py follow --conf '{"etl_dag": {…}, "ml_dag": {…}}'   start a run, a line a stage; prints its events as JSON
 pipeline.py show                                              print the summary that comes as JSON on standard input
-pipeline.py log --stage load                                  print the newest log of a stage
+pipeline.py log --stage load                                  print a stage's log of the newest run
 """
 
 import argparse
@@ -114,15 +114,16 @@ def follow(airflow: "Airflow", console: Console, dag: str, run: str, quiet: bool
 
 
 def show_log(stage: str) -> None:
-    """Print the newest log of a stage's tasks."""
+    """Print what a stage's tasks logged in the newest run, one batch after the other."""
     logs = list(LOGS.glob(f"dag_id=*/run_id=*/task_id=*{stage}/**/attempt=*.log"))
     if not logs:
         sys.exit(f"{stage} has not run yet")
-    newest = max(logs, key=lambda path: path.stat().st_mtime)
-    print(newest.relative_to(LOGS))
-    for line in newest.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        print(f"{entry['timestamp'][11:19]} {entry['level']:8} {entry['event']}")
+    newest = max(logs, key=lambda path: path.stat().st_mtime).relative_to(LOGS).parts[:3]
+    for log in sorted(LOGS.joinpath(*newest).rglob("attempt=*.log")):
+        print(log.relative_to(LOGS))
+        for line in log.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            print(f"{entry['timestamp'][11:19]} {entry['level']:8} {entry['event']}")
 
 
 class Airflow:

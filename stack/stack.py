@@ -5,7 +5,7 @@
     stack/stack.py down      stop it; data stay
     stack/stack.py destroy   stop it and remove its data and credentials, after asking (YES=1 answers)
     stack/stack.py pipeline  run everything once through Airflow, follow it, show what came of it
-    stack/stack.py log load  show the newest log of a stage
+    stack/stack.py log load  show a stage's log of the newest run
 
 COMPOSE_PROJECT_NAME names another stack beside this one; AIRFLOW_PORT, MLFLOW_PORT and PGADMIN_PORT move its pages.
 """

@@ -1,5 +1,6 @@
 """A real browser in a container, and what people do with it on the system's three pages."""
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from runners import docker, wait_until
-from support import ROOT
+from support import ROOT, STAGES
 
+PER_BATCH = [name for name in STAGES if STAGES[name].per_batch]
 IMAGE = "heart-test/browser:dev"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--window-size=1400,900")  # fmt: skip
-PATIENCE = 60
+PATIENCE = 90
 
 
 @contextmanager
@@ -50,9 +54,17 @@ class Browser:
         self.driver = driver
         self.screenshots = screenshots
 
-    def shoot(self, name: str) -> None:
-        """Keep a picture of the page."""
-        self.driver.save_screenshot(str(self.screenshots / f"{name}.png"))
+    def wait(self, seconds: float) -> Any:
+        """Wait, and look again where a page has just drawn itself anew."""
+        return WebDriverWait(self.driver, seconds, 0.2, ignored_exceptions=[StaleElementReferenceException])
+
+    @contextmanager
+    def looking_at(self, name: str) -> Iterator[None]:
+        """Keep a picture of the page as it is in the end, whether the test finds there what it looks for or not."""
+        try:
+            yield
+        finally:
+            self.driver.save_screenshot(str(self.screenshots / f"{name}.png"))
 
     def find(self, selector: str) -> Any:
         """Return the first visible element, once it is there."""
@@ -60,7 +72,7 @@ class Browser:
         def visible(driver: Any) -> Any:
             return next((e for e in driver.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed()), None)
 
-        return WebDriverWait(self.driver, PATIENCE, 0.2).until(visible, f"no {selector} on {self.driver.current_url}")
+        return self.wait(PATIENCE).until(visible, f"no {selector} on {self.driver.current_url}")
 
     def text(self, wanted: str) -> Any:
         """Return the first visible element with a text of its own, once it is there."""
@@ -69,4 +81,55 @@ class Browser:
         def visible(driver: Any) -> Any:
             return next((e for e in driver.find_elements(By.XPATH, path) if e.is_displayed()), None)
 
-        return WebDriverWait(self.driver, PATIENCE, 0.2).until(visible, f"no text {wanted!r} on {self.driver.current_url}")
+        return self.wait(PATIENCE).until(visible, f"no text {wanted!r} on {self.driver.current_url}")
+
+    def airflow(self, address: str, password: str, run: str) -> None:
+        """Log in to Airflow and look at a run of etl_dag: every stage's square in the grid is green."""
+        self.driver.get(f"{address}/dags/etl_dag/runs/{run}")
+        self.log_in("username", "heart", password)
+        self.find('[data-testid="expand-all-button"]').click()
+        green = self.color('//*[@data-testid="state-badge" or contains(@class, "badge")][normalize-space(.)="Success"]')
+        for stage in PER_BATCH:
+            here = f'//*[@data-testid="grid-{run}-deliver.{stage}"]//*[@data-testid="task-state-badge"]'
+            assert self.color(here) == green, f"{stage} is not green"
+        self.text("deliver.load")
+
+    def mlflow(self, address: str, experiment: str, run: str, plot: str) -> None:
+        """Look at a run's plot in MLflow."""
+        self.driver.get(f"{address}/#/experiments/{experiment}/runs/{run}/artifacts/{plot}")
+        self.find('[data-component-id="mlflow.assistant.chat_panel.close"]').click()
+        image = self.find(f"img[alt='{plot}'][src^='blob:']")
+        self.wait(PATIENCE).until(lambda _: image.get_property("naturalWidth") > 100, "the plot is empty")
+
+    def pgadmin(self, address: str, password: str) -> list[str]:
+        """Log in to pgAdmin and open the warehouse's tree; return the names of its tables."""
+        self.driver.get(address)
+        self.log_in("email", "heart@example.com", password)
+        path = ("heart-pipeline", "heart warehouse", "Databases", "heart", "Schemas", "heart_analysis", "Tables")
+        for depth, name in enumerate(path, start=1):
+            # The first click on a server only connects to it.
+            self.wait(PATIENCE).until(lambda _, depth=depth, name=name: self.opened(depth, name), f"{name} does not open")
+        names = self.driver.find_elements(By.CSS_SELECTOR, f'[data-depth="{len(path) + 1}"] .file-name')
+        return [element.text for element in names]
+
+    def opened(self, depth: int, name: str) -> bool:
+        """Return whether a node of pgAdmin's tree shows what is in it; click on its arrow where it does not."""
+        node = f"//div[@data-depth='{depth}'][.//span[@class='file-name'][normalize-space(.)='{name}']]"
+        toggle = self.driver.find_element(By.XPATH, f"{node}//i[contains(@class, 'directory-toggle')]")
+        if "open" not in toggle.get_attribute("class"):
+            toggle.click()
+        with contextlib.suppress(TimeoutException):
+            deeper = (By.CSS_SELECTOR, f'[data-depth="{depth + 1}"]')
+            self.wait(20).until(lambda _: any(e.is_displayed() for e in self.driver.find_elements(*deeper)))
+            return True
+        return False
+
+    def color(self, path: str) -> str:
+        """Return the background of an element, once it is there."""
+        element = self.wait(PATIENCE).until(lambda driver: driver.find_element(By.XPATH, path), f"no {path}")
+        return element.value_of_css_property("background-color")
+
+    def log_in(self, field: str, user: str, password: str) -> None:
+        """Fill in a form of a name and a password."""
+        self.find(f"input[name={field}]").send_keys(user)
+        self.find("input[name=password]").send_keys(password, Keys.ENTER)
