@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -56,7 +56,9 @@ class Browser:
 
     def wait(self, seconds: float) -> Any:
         """Wait, and look again where a page has just drawn itself anew."""
-        return WebDriverWait(self.driver, seconds, 0.2, ignored_exceptions=[StaleElementReferenceException])
+        return WebDriverWait(
+            self.driver, seconds, 0.2, ignored_exceptions=[StaleElementReferenceException, NoSuchElementException]
+        )
 
     @contextmanager
     def looking_at(self, name: str) -> Iterator[None]:
@@ -113,15 +115,21 @@ class Browser:
         return [element.text for element in names]
 
     def opened(self, depth: int, name: str) -> bool:
-        """Return whether a node of pgAdmin's tree shows what is in it; click on its arrow where it does not."""
+        """Return whether a node of pgAdmin's tree shows what is in it; click on its arrow where it does not.
+
+        A server that was opened before it was connected stays open and empty: another click closes it, one more opens it.
+        """
         node = f"//div[@data-depth='{depth}'][.//span[@class='file-name'][normalize-space(.)='{name}']]"
-        toggle = self.driver.find_element(By.XPATH, f"{node}//i[contains(@class, 'directory-toggle')]")
-        if "open" not in toggle.get_attribute("class"):
-            toggle.click()
-        with contextlib.suppress(TimeoutException):
-            deeper = (By.CSS_SELECTOR, f'[data-depth="{depth + 1}"]')
-            self.wait(20).until(lambda _: any(e.is_displayed() for e in self.driver.find_elements(*deeper)))
+        deeper = (By.CSS_SELECTOR, f'[data-depth="{depth + 1}"]')
+
+        def shown(_: Any) -> bool:
+            return any(element.is_displayed() for element in self.driver.find_elements(*deeper))
+
+        if shown(None):
             return True
+        self.driver.find_element(By.XPATH, f"{node}//i[contains(@class, 'directory-toggle')]").click()
+        with contextlib.suppress(TimeoutException):
+            return self.wait(8).until(shown)
         return False
 
     def color(self, path: str) -> str:

@@ -1,98 +1,31 @@
 """The whole system, as people bring it up and look at it: `make up`, `make pipeline`, Airflow, MLflow, pgAdmin, `make down`."""
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from browser import Browser, browser
-from runners import docker, inspect
-from support import ROOT, STAGES, ask_mlflow, base_environment
+from runners import docker, inspect, wait_until
+from stacks import Stack, credentials, running_stack
+from support import ROOT, STAGES, ask_mlflow
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 PROJECT = "heart-test"
 SCREENSHOTS = ROOT / ".run" / "screenshots"
 
 
-@dataclass
-class Stack:
-    """A running system, under a name and on ports of its own."""
-
-    environment: dict[str, str]
-
-    def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
-        """Run a command of the Makefile."""
-        return subprocess.run(
-            ["make", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
-
-    def compose(self, *arguments: str) -> str:
-        """Run docker compose on it."""
-        done = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def address(self, page: str) -> str:
-        """Return where one of its pages is."""
-        return f"http://localhost:{self.environment[f'{page}_PORT']}"
-
-    def query(self, query: str) -> list[list[str]]:
-        """Return the rows of a query in the warehouse."""
-        psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-AtF", "\t", "-c", query)
-        return [line.split("\t") for line in self.compose(*psql).splitlines()]
-
-    def airflow(self, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
-        """Ask Airflow's REST API, as its user."""
-        login = {"username": "heart", "password": credentials()["AIRFLOW_PASSWORD"]}
-        token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
-        return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token)
-
-    def tables(self) -> dict[str, list[list[str]]]:
-        """Return all that stages wrote into the warehouse."""
-        names = self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'heart_analysis' ORDER BY 1")
-        return {name: self.query(f"SELECT t::text FROM heart_analysis.{name} t ORDER BY 1") for (name,) in names}
-
-
-def fetch(address: str, body: dict[str, Any] | None = None, token: str = "") -> Any:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=60) as answer:  # noqa: S310
-        return json.load(answer)
-
-
-def credentials() -> dict[str, str]:
-    lines = (ROOT / ".credentials").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """Bring the system up on ports of its own; remove it with its data at the end."""
-    ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
-    stack = Stack(base_environment() | ports | {"COMPOSE_PROJECT_NAME": PROJECT})
-    stack.environment.pop("YES", None)
-    subprocess.run(["make", "destroy"], cwd=ROOT, env=stack.environment | {"YES": "1"}, capture_output=True)
-    try:
-        up = stack.make("up")
-        assert up.returncode == 0, up.stdout + up.stderr + stack.compose("logs", "--tail", "40")
-        for page in ports:
-            assert f"http://localhost:{ports[page]}" in up.stdout
+    with running_stack(PROJECT) as stack:
         yield stack
-    finally:
-        subprocess.run(["make", "destroy"], cwd=ROOT, env=stack.environment | {"YES": "1"}, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +166,55 @@ def test_a_refused_batch_fails_the_run_with_its_reason_and_is_not_tried_again(st
     log = stack.make("logs/extract")
     assert log.returncode == 0 and "no such file" in log.stdout
     assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
+
+
+def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, first):
+    versions = len(ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"])
+    run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
+    mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
+    wait_until(lambda: docker("ps", "--quiet", *mine))
+    (container,) = docker("ps", "--quiet", *mine).split()
+    stack.compose("kill", "--signal", "KILL", "airflow-worker")
+    assert inspect(container)["State"]["Running"], "the stage does not die with the worker"
+    stack.compose("start", "airflow-worker")
+    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}"
+    wait_until(lambda: stack.airflow(path)["state"] in ("success", "failed"), 300)
+    assert stack.airflow(path)["state"] == "success"
+    train = stack.airflow(f"{path}/taskInstances/train")
+    assert (train["state"], train["try_number"]) == ("success", 2)
+    assert len(ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"]) == versions + 1, "trained once"
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
+
+
+def test_a_cancelled_task_takes_its_container_along(stack, first):
+    run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
+    mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
+    wait_until(lambda: docker("ps", "--quiet", *mine))
+    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}"
+    stack.airflow(path, {"state": "failed"}, method="PATCH")
+    wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}"))
+    assert stack.airflow(f"{path}/taskInstances/train")["state"] in ("failed", "skipped")
+
+
+def test_leftover_containers_are_found_and_removed(stack, first):
+    labels = [f"--label=heart.{name}={value}" for name, value in
+              {"project": PROJECT, "stage": "extract", "run": "lost", "task": "deliver.extract"}.items()]  # fmt: skip
+    left = docker("create", *labels, "heart/extract:dev")
+    fresh = docker("run", "--detach", *labels, "--entrypoint=sleep", "heart/extract:dev", "60")
+    try:
+        from housekeeping_dag import UNREAD, is_leftover, moment
+
+        now = moment(inspect(left)["Created"])
+        assert not is_leftover(inspect(left), now) and is_leftover(inspect(left), now + UNREAD + timedelta(seconds=1))
+        limit = STAGES["extract"].timeout
+        assert not is_leftover(inspect(fresh), now + limit) and is_leftover(inspect(fresh), now + limit + timedelta(hours=1))
+        run = stack.airflow("dags/housekeeping_dag/dagRuns", {"logical_date": None})["dag_run_id"]
+        path = f"dags/housekeeping_dag/dagRuns/{urllib.parse.quote(run)}"
+        wait_until(lambda: stack.airflow(path)["state"] in ("success", "failed"))
+        removed = stack.airflow(f"{path}/taskInstances/reap/xcomEntries/return_value", deserialize="true")["value"]
+        assert removed == [], "nothing is old enough yet"
+    finally:
+        docker("rm", "--force", left, fresh)
 
 
 def test_down_and_up_again_lose_nothing(stack, first):

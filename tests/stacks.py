@@ -1,0 +1,86 @@
+"""A whole system for tests and benchmarks, under a name and on ports of its own."""
+
+import json
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from support import ROOT, base_environment
+
+
+@dataclass
+class Stack:
+    """A running system, under a name and on ports of its own."""
+
+    environment: dict[str, str]
+
+    def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
+        """Run a command of the Makefile."""
+        return subprocess.run(
+            ["make", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+
+    def compose(self, *arguments: str) -> str:
+        """Run docker compose on it."""
+        done = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def address(self, page: str) -> str:
+        """Return where one of its pages is."""
+        return f"http://localhost:{self.environment[f'{page}_PORT']}"
+
+    def query(self, query: str) -> list[list[str]]:
+        """Return the rows of a query in the warehouse."""
+        psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-AtF", "\t", "-c", query)
+        return [line.split("\t") for line in self.compose(*psql).splitlines()]
+
+    def airflow(self, path: str, body: dict[str, Any] | None = None, method: str | None = None, **query: Any) -> Any:
+        """Ask Airflow's REST API, as its user."""
+        login = {"username": "heart", "password": credentials()["AIRFLOW_PASSWORD"]}
+        token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
+        return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token, method)
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """Return all that stages wrote into the warehouse."""
+        names = self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'heart_analysis' ORDER BY 1")
+        return {name: self.query(f"SELECT t::text FROM heart_analysis.{name} t ORDER BY 1") for (name,) in names}
+
+
+def fetch(address: str, body: dict[str, Any] | None = None, token: str = "", method: str | None = None) -> Any:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers, method=method), timeout=60) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def credentials() -> dict[str, str]:
+    lines = (ROOT / ".credentials").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@contextmanager
+def running_stack(project: str) -> Iterator[Stack]:
+    """Bring a system up; remove it with its data at the end."""
+    ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
+    stack = Stack(base_environment() | ports | {"COMPOSE_PROJECT_NAME": project})
+    stack.environment.pop("YES", None)
+    stack.make("destroy", "YES=1")
+    try:
+        up = stack.make("up")
+        assert up.returncode == 0, up.stdout + up.stderr + stack.compose("logs", "--tail", "40")
+        assert all(f"http://localhost:{port}" in up.stdout for port in ports.values())
+        yield stack
+    finally:
+        stack.make("destroy", "YES=1")
