@@ -5,8 +5,10 @@ it instead of starting a second one; real limits, a read-only root, no capabilit
 only the variables, networks and secrets that the contract declares.
 """
 
+import contextlib
 import hashlib
 import os
+import re
 import time
 from typing import Any
 
@@ -17,7 +19,7 @@ from docker.types import Mount
 
 from containers import HARDENED, Container, container_of
 from operators import RunLink, StageTask, find_result
-from stages import DONE, NOTHING_TO_DO, STAGES
+from stages import STAGES
 
 # Stages promise to be gone 3 s after SIGTERM; Airflow gives a task that it ends 5 s.
 STOP_SECONDS = 3
@@ -62,6 +64,7 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
                 return there["Id"]
             self.cli.remove_container(name, force=True)
             created = self._create(name, environment, context)
+        self.container = {"Id": created}
         for network in self.wanted.networks[1:]:
             self.cli.connect_container_to_network(created, network)
         self.cli.start(created)
@@ -81,17 +84,12 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
         return status == "running"
 
     def is_job_succeeded(self, status: str) -> bool:
-        """Return whether it has ended well, though nobody has read its result yet."""
-        return status in (f"exited {DONE}", f"exited {NOTHING_TO_DO}")
+        """Return whether it has ended, well or not, though nobody has read its result yet: what is read is removed."""
+        return status.startswith("exited")
 
     def poll_until_complete(self, external_id: Any, context: Context) -> Any:
         """Log what the stage says, until it ends."""
-        self.container = {"Id": external_id}
-        said = b""
-        for piece in self.cli.logs(external_id, stdout=False, stderr=True, stream=True, follow=True):
-            *lines, said = (said + piece).split(b"\n")
-            for line in lines:
-                self._message = self.take(line.decode(errors="replace"))
+        self._read_log(external_id)
         # On a second try the mixin takes what this returns for the result.
         return self.get_job_result(external_id, context) if context["ti"].try_number > 1 else None
 
@@ -99,6 +97,8 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
         """Read how the stage ended, and remove its container."""
         if self.result is not None:
             return self.result
+        if not self._message:
+            self._read_log(external_id)  # it ended while no worker listened
         code = self.cli.wait(external_id)["StatusCode"]
         killed = self.cli.inspect_container(external_id)["State"]["OOMKilled"]
         output = self.cli.logs(external_id, stdout=True, stderr=False).decode(errors="replace").splitlines()
@@ -112,15 +112,27 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
         """End the container with the task, when Airflow ends that: from the UI, or when its time is over."""
         if self.container:
             self.log.info("stopping the container")
-            self.cli.stop(self.container["Id"], timeout=STOP_SECONDS)
-            self.cli.remove_container(self.container["Id"], force=True, v=True)
+            with contextlib.suppress(NotFound):  # it ended by itself
+                self.cli.stop(self.container["Id"], timeout=STOP_SECONDS)
+                self.cli.remove_container(self.container["Id"], force=True, v=True)
 
     def name_of(self, context: Context) -> str:
         """Return the container's name: the same for every try of a task, so that there is never a second one."""
         ti = context["ti"]
         key = f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"
-        batch = f"-{self.batch}" if self.batch else ""
+        batch = re.sub("[^A-Za-z0-9_.-]", "-", f"-{self.batch}") if self.batch else ""
         return f"{self.wanted.labels['heart.project']}-{self.stage}{batch}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+    def _read_log(self, container: str) -> None:
+        """Log what the stage says until it ends; the last message is kept."""
+        self.container = {"Id": container}
+        said = b""
+        for piece in self.cli.logs(container, stdout=False, stderr=True, stream=True, follow=True):
+            *lines, said = (said + piece).split(b"\n")
+            for line in lines:
+                self._message = self.take(line.decode(errors="replace")) or self._message
+        if said:
+            self._message = self.take(said.decode(errors="replace")) or self._message
 
     def _create(self, name: str, environment: dict[str, str], context: Context) -> str:
         ti = context["ti"]

@@ -3,6 +3,7 @@
 Standard library only. `container_of` names everything once; `docker_arguments` says it to the command line.
 """
 
+import os
 from dataclasses import dataclass, field
 
 from stages import POSTGRES, Stage
@@ -62,7 +63,8 @@ def container_of(stage: Stage, project: str = "heart", tag: str = "dev") -> Cont
         volumes=volumes,
         networks=tuple(f"{project}_{name}" for name in stage.networks),
         memory=stage.memory,
-        cpus=stage.cpus,
+        # The engine refuses more than there are.
+        cpus=min(stage.cpus, os.cpu_count() or 1),
         labels={"heart.project": project, "heart.stage": stage.name},
     )
 

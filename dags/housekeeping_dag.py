@@ -4,6 +4,7 @@ A worker that dies leaves its stage's container; the task's next try goes on wit
 stays. Every stage's container carries labels (`heart.project`, `heart.stage`, …), by which this finds it.
 """
 
+import contextlib
 import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from stages import STAGES
 
 # An ended container is left alone as long as a retry may still come to read its result.
 UNREAD = timedelta(hours=1)
-# A running one is stopped this long after the time in which its task must be over.
+# A running one is stopped this long after the time in which its task, and one try that took it over, must be over.
 BEYOND = timedelta(minutes=10)
 
 
@@ -26,14 +27,19 @@ def housekeeping_dag() -> None:
     def reap() -> list[str]:
         """Remove leftover containers; return their names."""
         from docker import APIClient
+        from docker.errors import NotFound
 
         client = APIClient(base_url=os.environ.get("DOCKER_HOST", "unix://var/run/docker.sock"))
         project = os.environ.get("HEART_PROJECT", "heart")
         listed = client.containers(all=True, filters={"label": [f"heart.project={project}", "heart.run"]})
-        left = [c for c in (client.inspect_container(c["Id"]) for c in listed) if is_leftover(c, datetime.now(UTC))]
-        for container in left:
-            client.remove_container(container["Id"], force=True, v=True)
-        return [container["Name"].lstrip("/") for container in left]
+        removed = []
+        for found in listed:
+            with contextlib.suppress(NotFound):  # its own worker was quicker
+                container = client.inspect_container(found["Id"])
+                if is_leftover(container, datetime.now(UTC)):
+                    client.remove_container(found["Id"], force=True, v=True)
+                    removed.append(container["Name"].lstrip("/"))
+        return removed
 
     reap()
 
@@ -43,7 +49,7 @@ def is_leftover(container: dict[str, Any], now: datetime) -> bool:
     state = container["State"]
     if state["Running"]:
         stage = STAGES.get(container["Config"]["Labels"]["heart.stage"])
-        return stage is None or now - moment(state["StartedAt"]) > stage.timeout + BEYOND
+        return stage is None or now - moment(state["StartedAt"]) > 2 * stage.timeout + BEYOND
     return now - moment(state["FinishedAt"] if state["Status"] == "exited" else container["Created"]) > UNREAD
 
 

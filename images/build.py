@@ -127,7 +127,8 @@ def image_exists(name: str) -> bool:
 
 def pull(name: str) -> str:
     """Pull an image; return what went wrong, or nothing."""
-    return subprocess.run(["docker", "pull", "--quiet", name], capture_output=True, text=True).stderr.strip()
+    done = subprocess.run(["docker", "pull", "--quiet", name], capture_output=True, text=True)
+    return (done.stderr.strip() or "it can't be pulled") if done.returncode else ""
 
 
 def make_debian() -> str:

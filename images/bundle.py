@@ -48,7 +48,7 @@ def make() -> None:
             sys.exit(f"there is no image {image}; make it: make build-images")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         top = Path(folder) / name
-        for file in git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        for file in git("ls-files").splitlines():
             if (ROOT / file).is_file():
                 (top / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, top / file)

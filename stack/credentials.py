@@ -47,11 +47,14 @@ def main() -> None:
     }
     for name, (content, owner) in files.items():
         path = SECRETS / name
-        path.unlink(missing_ok=True)
-        path.write_text(content, encoding="utf-8")
-        os.chown(path, owner, owner)
+        # Services read these while they run: a new one takes the old one's place at once.
+        new = path.with_name(f".{path.name}")
+        new.unlink(missing_ok=True)
+        new.write_text(content, encoding="utf-8")
+        os.chown(new, owner, owner)
         # PostgreSQL's and Valkey's images run as users of their own; nobody else sees their volumes.
-        path.chmod(0o444 if name.startswith(("postgres/", "valkey/")) else 0o400)
+        new.chmod(0o444 if name.startswith(("postgres/", "valkey/")) else 0o400)
+        new.replace(path)
     # A new volume belongs to root.
     os.chown("/artifacts", HEART, HEART)
 

@@ -6,6 +6,7 @@ pipeline.py log --stage load                                  print a stage's lo
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -122,8 +123,9 @@ def show_log(stage: str) -> None:
     for log in sorted(LOGS.joinpath(*newest).rglob("attempt=*.log")):
         print(log.relative_to(LOGS))
         for line in log.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            print(f"{entry['timestamp'][11:19]} {entry['level']:8} {entry['event']}")
+            with contextlib.suppress(ValueError):  # a line that is just being written
+                entry = json.loads(line)
+                print(f"{entry['timestamp'][11:19]} {entry['level']:8} {entry['event']}")
 
 
 class Airflow:

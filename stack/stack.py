@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "embedded"))
+sys.path[:0] = [str(ROOT / "embedded"), str(ROOT / "dags")]
+from stages import STAGES  # noqa: E402
 from summary import summarise, write  # noqa: E402
 
-CREDENTIALS = ROOT / ".credentials"
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
+CREDENTIALS = ROOT / (".credentials" if PROJECT == "heart" else f".credentials-{PROJECT}")
 READY_SECONDS = 600
 # What is logged in to with a password; a role's is the password of the database role of that name.
 ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_LOAD", "HEART_TRAIN", "HEART_EVALUATE", "HEART_PREDICT", "HEART_ANALYST")
@@ -43,7 +44,10 @@ def main() -> None:
     parser.add_argument("what", choices=("up", "down", "destroy", "pipeline", "log"))
     parser.add_argument("stage", nargs="?", help="of which the log is wanted")
     arguments = parser.parse_args()
-    if subprocess.run(["docker", "info"], capture_output=True).returncode:
+    asked = subprocess.run(["docker", "info"], capture_output=True, text=True)
+    if "permission denied" in asked.stderr:
+        sys.exit("Docker does not let you in; join its group: sudo usermod -aG docker $USER, then log in again")
+    if asked.returncode:
         sys.exit("no Docker engine answers; `make docker-engine` installs and starts one on Debian and Ubuntu")
     if arguments.what == "log":
         sys.exit(in_airflow("log", "--stage", arguments.stage or "").returncode)
@@ -54,18 +58,19 @@ def up() -> None:
     """Start everything and wait until it is healthy; print where it is."""
     started = time.monotonic()
     complete_credentials()
-    images = compose("config", "--images").split()
-    if missing := sorted(
-        {name for name in images if subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode}
-    ):
+    move_deliveries()
+    images = [*compose("config", "--images").split(), *(f"heart/{name}:{os.environ.get('HEART_TAG', 'dev')}" for name in STAGES)]
+    if missing := sorted({name for name in images if not exists("image", name)}):
         print(f"making {len(missing)} missing images", flush=True)
         if subprocess.run([sys.executable, str(ROOT / "images" / "build.py")]).returncode:
             sys.exit(1)
-    with subprocess.Popen(
-        ["docker", "compose", "up", "--detach", "--remove-orphans"], cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
+    output = ROOT / ".run" / "compose-up.log"
+    output.parent.mkdir(exist_ok=True)
+    with output.open("w") as file, subprocess.Popen(
+        ["docker", "compose", "up", "--detach", "--remove-orphans"], cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
+        stdout=file, stderr=file,
     ) as starting:  # fmt: skip
-        follow(starting, started)
+        follow(starting, started, output)
     print(f"\nready after {time.monotonic() - started:.0f} s\n")
     for name, _, password, user in PAGES:
         address = address_of(name)
@@ -74,8 +79,11 @@ def up() -> None:
     print("\n`make pipeline` runs everything once; `make down` stops the system and keeps its data")
 
 
-def follow(starting: "subprocess.Popen[str]", started: float) -> None:
-    """Print each service's state as it changes, until all are as they should be. Ends the program where one fails."""
+def follow(starting: "subprocess.Popen[bytes]", started: float, output: Path) -> None:
+    """Print each service's state as it changes, until all are as they should be. Ends the program where one fails.
+
+    output: the file that compose writes to.
+    """
     shown: dict[str, str] = {}
     while True:
         ended = starting.poll()
@@ -85,12 +93,14 @@ def follow(starting: "subprocess.Popen[str]", started: float) -> None:
             if shown.get(name) != state and state not in ("created", "running"):
                 print(f"{time.monotonic() - started:6.1f} s  {name:22} {state}", flush=True)
         shown = states
-        failed = [name for name, state in states.items() if state.startswith(("failed", "unhealthy"))]
+        # Before compose has ended, states are also those of containers that it is about to replace.
+        failed = (
+            [name for name, state in states.items() if state.startswith(("failed", "unhealthy"))] if ended is not None else []
+        )
         if failed or ended:
-            output = starting.communicate()[0] if ended else ""
             for name in failed:
                 print(compose("logs", "--no-log-prefix", "--tail", "15", name))
-            sys.exit(f"{', '.join(failed)} failed; its log is above\n{output}" if failed else output)
+            sys.exit(f"{', '.join(failed)} failed; its log is above" if failed else output.read_text())
         if ended == 0 and states and all(state in ("healthy", "done") for state in states.values()):
             return
         if time.monotonic() - started > READY_SECONDS:
@@ -108,6 +118,7 @@ def state_of(service: dict[str, Any]) -> str:
 
 def down() -> None:
     """Stop the services and what stages are still at work."""
+    compose("stop", "airflow-scheduler", "airflow-worker")  # first, so that they start no other stage
     if left := stage_containers():
         subprocess.run(["docker", "stop", "--time", "5", *left], capture_output=True)
     sys.exit(subprocess.run(["docker", "compose", "down", "--remove-orphans"], cwd=ROOT, env=environment()).returncode)
@@ -119,14 +130,14 @@ def destroy() -> None:
         print(f"This removes the warehouse, MLflow's models and Airflow's history of the stack {PROJECT!r} for good.")
         if not sys.stdin.isatty() or input("Type yes to go on: ") != "yes":
             sys.exit("nothing was removed; YES=1 answers beforehand")
+    compose("stop", "airflow-scheduler", "airflow-worker")
     if left := stage_containers():
         subprocess.run(["docker", "rm", "--force", *left], capture_output=True)
     if code := subprocess.run(
         ["docker", "compose", "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()
     ).returncode:
         sys.exit(code)
-    if PROJECT == "heart":
-        CREDENTIALS.unlink(missing_ok=True)
+    CREDENTIALS.unlink(missing_ok=True)
 
 
 def pipeline() -> None:
@@ -176,6 +187,21 @@ def find_report(events: list[dict[str, Any]]) -> str | None:
     return next((uri for uri in uris if uri.endswith("/report.html")), None)
 
 
+def move_deliveries() -> None:
+    """Let the volume of deliveries name the folder that is wanted now: an existing one keeps the folder of its first use."""
+    volume = f"{PROJECT}_data"
+    if exists("volume", volume):
+        options = json.loads(docker("volume", "inspect", volume))[0]["Options"] or {}
+        if options.get("device") != environment()["HEART_DATA"]:
+            compose("down")
+            docker("volume", "rm", volume)  # only the name of a folder of this machine
+
+
+def exists(kind: str, name: str) -> bool:
+    """Return whether the engine has a volume or an image of this name."""
+    return subprocess.run(["docker", kind, "inspect", name], capture_output=True).returncode == 0
+
+
 def stage_containers() -> list[str]:
     """Return the ids of the stages' containers, which compose does not know."""
     return docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}").split()
@@ -190,6 +216,8 @@ def complete_credentials() -> None:
     wanted["AIRFLOW_FERNET_KEY"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     wanted |= {name: secrets.token_urlsafe(64) for name in ("AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET")}
     missing = {name: value for name, value in wanted.items() if name not in there}
+    if missing and "POSTGRES_DB_PASSWORD" in missing and exists("volume", f"{PROJECT}_postgres"):
+        sys.exit(f"{CREDENTIALS.name} is gone, but the database that it opens is there; bring it back, or make destroy")
     if missing:
         descriptor = os.open(CREDENTIALS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
@@ -203,7 +231,8 @@ def environment() -> dict[str, str]:
     socket = Path("/var/run/docker.sock")
     known = {"DOCKER_GID": str(socket.stat().st_gid)} if socket.exists() else {}
     data = Path(os.environ.get("HEART_DATA", ROOT / "data")).resolve()
-    return os.environ | known | {"COMPOSE_PROJECT_NAME": PROJECT, "HEART_DATA": str(data)}
+    known |= {"COMPOSE_PROJECT_NAME": PROJECT, "HEART_DATA": str(data), "HEART_CREDENTIALS": str(CREDENTIALS)}
+    return os.environ | known
 
 
 def compose(*arguments: str) -> str:
@@ -220,4 +249,7 @@ def docker(*arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; a run that was started goes on in Airflow")

@@ -25,6 +25,11 @@ class Stack:
             ["make", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Return what its services are logged in to with."""
+        return credentials(self.environment["COMPOSE_PROJECT_NAME"])
+
     def compose(self, *arguments: str) -> str:
         """Run docker compose on it."""
         done = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True)
@@ -42,7 +47,7 @@ class Stack:
 
     def airflow(self, path: str, body: dict[str, Any] | None = None, method: str | None = None, **query: Any) -> Any:
         """Ask Airflow's REST API, as its user."""
-        login = {"username": "heart", "password": credentials()["AIRFLOW_PASSWORD"]}
+        login = {"username": "heart", "password": self.credentials["AIRFLOW_PASSWORD"]}
         token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
         return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token, method)
 
@@ -59,8 +64,8 @@ def fetch(address: str, body: dict[str, Any] | None = None, token: str = "", met
         return json.load(answer)
 
 
-def credentials() -> dict[str, str]:
-    lines = (ROOT / ".credentials").read_text().splitlines()
+def credentials(project: str) -> dict[str, str]:
+    lines = (ROOT / f".credentials-{project}").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     machine: dict[str, object] = {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "docker": version(),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - started),

@@ -1,16 +1,22 @@
-"""What Airflow and Docker add to a stage's own work, in a full run of all six on the smallest real batch."""
+"""What Airflow and Docker add to a stage, in a full run of all six on the smallest real batch."""
 
 import statistics
+import tempfile
+import time
 import urllib.parse
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
+import pytest
 from figures import Figure
 
+import servers
 from stacks import Stack, running_stack
-from support import STAGES
+from support import DONE, NOTHING_TO_DO, ROOT, STAGES, Delivery, make_database, make_warehouse, mlflow_on
 
-# Seconds that a stage may take longer than its own work, from the end of the one before it.
+# Seconds that a stage may take longer than as a bare process, from the end of the one before it.
 MOST_OF_STAGE = 1.0
 
 
@@ -18,36 +24,53 @@ def overhead(times: int, quick: bool) -> Iterator[Figure]:
     """Seconds that Airflow and Docker add to a stage, warm."""
     if quick:
         return
+    starts = process_starts(times)
     with running_stack("heart-bench") as stack:
         stack.make("pipeline", "BATCH=cleveland")
-        runs = [added(stack) for _ in range(max(3, times // 2))]
-    whole, own = (statistics.median(values) for values in zip(*runs, strict=True))
-    yield Figure("full run of six stages, 303 records, warm", whole, "s", "the stages' own work", ratio=whole / own)
-    yield Figure("added by Airflow and Docker, a stage", (whole - own) / len(STAGES), "s", "nothing", target=MOST_OF_STAGE)
+        runs = [full_run(stack) for _ in range(max(3, times // 2))]
+    whole, work = (statistics.median(values) for values in zip(*runs, strict=True))
+    bare = work + sum(starts.values())
+    yield Figure("full run of six stages, 303 records, warm", whole, "s", "as bare processes", ratio=whole / bare)
+    yield Figure("added by Airflow and Docker, a stage", (whole - bare) / len(STAGES), "s", "nothing", target=MOST_OF_STAGE)
 
 
-def added(stack: Stack) -> tuple[float, float]:
-    """Run everything anew; return the seconds from the first task's start to the last one's end, and the stages' own."""
+def process_starts(times: int) -> dict[str, float]:
+    """Return the median seconds that Python's start and the imports take each stage as a bare process, beside its own work."""
+    taken: dict[str, list[float]] = {name: [] for name in STAGES}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers, "STATE", Path(folder))
+        with servers.postgres() as postgres, mlflow_on(make_database(postgres), Path(folder) / "mlflow") as address:
+            delivery = Delivery(Path(folder) / "batch", variables=make_warehouse(postgres) | {"MLFLOW_TRACKING_URI": address})
+            delivery.folder.mkdir()
+            delivery.data.symlink_to(ROOT / "data")
+            for name, stage in STAGES.items():
+                for _ in range(1 + (times if name not in ("train", "evaluate") else 2)):
+                    started = time.perf_counter()
+                    batch = "cleveland" if stage.per_batch else None
+                    outcome = delivery.stage(name, batch, "--force", expect=(DONE, NOTHING_TO_DO))
+                    taken[name].append(time.perf_counter() - started - (outcome.result or {})["seconds"])
+    # The first of each wrote the bytecode of its packages.
+    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+
+
+def full_run(stack: Stack) -> tuple[float, float]:
+    """Run everything anew; return its tasks' seconds with the waits between them, and the stages' own seconds."""
     done = stack.make("pipeline", "BATCH=cleveland", "FORCE=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    tasks, own = [], 0.0
+    whole = work = 0.0
     for dag in ("etl_dag", "ml_dag"):
         (run,) = stack.airflow(f"dags/{dag}/dagRuns", order_by="-run_after", limit=1)["dag_runs"]
         path = f"dags/{dag}/dagRuns/{urllib.parse.quote(run['dag_run_id'])}/taskInstances"
-        tasks += [t for t in stack.airflow(path, limit=100)["task_instances"] if t["task_id"].rsplit(".", 1)[-1] in STAGES]
-        for task in tasks:
-            if task["dag_id"] != dag:
-                continue
-            entry = f"{path}/{task['task_id']}/xcomEntries/return_value"
-            own += stack.airflow(entry, map_index=task["map_index"], deserialize="true")["value"]["seconds"]
-    waits = [moment(later["start_date"]) - moment(before["end_date"]) for before, later in
-             zip(by_start(tasks), by_start(tasks)[1:], strict=False) if before["dag_id"] == later["dag_id"]]  # fmt: skip
-    return sum(task["duration"] for task in tasks) + sum(waits), own
+        tasks = [t for t in stack.airflow(path, limit=100)["task_instances"] if t["task_id"].rsplit(".", 1)[-1] in STAGES]
+        whole += max(moment(t["end_date"]) for t in tasks) - min(moment(t["start_date"]) for t in tasks)
+        work += sum(own_seconds(stack, path, task) for task in tasks)
+    return whole, work
 
 
-def by_start(tasks: list[dict]) -> list[dict]:
-    """Return tasks in the order in which they began."""
-    return sorted(tasks, key=lambda task: task["start_date"])
+def own_seconds(stack: Stack, path: str, task: dict[str, Any]) -> float:
+    """Return how long a stage worked, by its own clock."""
+    entry = f"{path}/{task['task_id']}/xcomEntries/return_value"
+    return stack.airflow(entry, map_index=task["map_index"], deserialize="true")["value"]["seconds"]
 
 
 def moment(text: str) -> float:
