@@ -174,6 +174,8 @@ def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, f
     mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
     wait_until(lambda: docker("ps", "--quiet", *mine))
     (container,) = docker("ps", "--quiet", *mine).split()
+    # It has read the warehouse, and holds nothing there any more.
+    wait_until(lambda: "judged" in subprocess.run(["docker", "logs", container], capture_output=True, text=True).stderr)
     stack.compose("kill", "--signal", "KILL", "airflow-worker")
     assert inspect(container)["State"]["Running"], "the stage does not die with the worker"
     docker("pause", container)  # so that it is still at work when the next try comes
