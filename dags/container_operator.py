@@ -33,6 +33,8 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
     template_fields = StageTask.template_fields
     external_id_key = "container_id"
     operator_extra_links = (RunLink(),)
+    # The last thing that the stage said.
+    _message = ""
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
         """Prepare a stage; see StageTask."""
@@ -145,8 +147,6 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
             host_config=self.cli.create_host_config(**host_config(self.wanted)),
         )
         return created["Id"]
-
-    _message = ""
 
 
 def host_config(container: Container) -> dict[str, Any]:

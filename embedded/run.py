@@ -90,8 +90,8 @@ def run_pipeline(
         document["failures"].append({"stage": "discover", "batch": None, "outcome": "failed", "message": f"no batch in {data}"})
     places = {"summary": str(servers.STATE / "summary.json"), "logs": str(AIRFLOW_LOG), "models": "make ui"}
     shown = servers.STATE / "report.html"
-    if report := find_report(follower.events):
-        shutil.copyfile(report, shown)
+    if report := summary.find_report(follower.events):
+        shutil.copyfile(ARTIFACTS / report, shown)
         places = {"report": str(shown), **places}
     elif shown.exists():
         places = {"report": f"{shown} (of an earlier run)", **places}
@@ -126,15 +126,6 @@ def count_rows(database: dict[str, str]) -> dict[str, int]:
         return {column.name: count for column, count in zip(cursor.description or (), row, strict=True)}
 
 
-def find_report(events: list[dict[str, Any]]) -> Path | None:
-    """Return where evaluate left its report."""
-    for event in events:
-        for output in (event.get("result") or {}).get("outputs", []):
-            if output["uri"].endswith("/report.html"):
-                return ARTIFACTS / output["uri"]
-    return None
-
-
 class Follower(logging.Handler):
     """Shows each stage as it ends, a line each, and keeps what it said."""
 
@@ -159,12 +150,11 @@ class Follower(logging.Handler):
         event: dict[str, Any] = record.__dict__["event"]
         self.events.append(event)
         self._status.stop()
-        name = f"{event['stage']:<10} {event['batch'] or '':<14}"
         if event["state"] == "started":
-            self._status = self.console.status(name)
+            self._status = self.console.status(f"{event['stage']:<10} {event['batch'] or ''}")
             self._status.start()
             return
-        self.console.print(f"{name} {summary.describe(event):<64} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
+        self.console.print(summary.line(event), highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -87,6 +87,17 @@ def describe(event: dict[str, Any]) -> str:
     return f"{event['state']}: {event['message']}" if event.get("message") else event["state"]
 
 
+def line(event: dict[str, Any]) -> str:
+    """Return the line that tells of a stage that ended."""
+    return f"{event['stage']:<10} {event['batch'] or '':<14} {describe(event):<64} {event['seconds']:6.1f} s"
+
+
+def find_report(events: list[dict[str, Any]]) -> str | None:
+    """Return where evaluate left its report, below the artifacts."""
+    uris = [output["uri"] for event in events for output in (event.get("result") or {}).get("outputs", [])]
+    return next((uri for uri in uris if uri.endswith("/report.html")), None)
+
+
 def show(summary: dict[str, Any], console: "Console", places: dict[str, str]) -> None:
     """Print the summary as tables, with where to look next."""
     from rich.table import Table

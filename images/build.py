@@ -23,6 +23,8 @@ from pathlib import Path
 IMAGES = Path(__file__).resolve().parent
 ROOT = IMAGES.parent
 sys.path.insert(0, str(ROOT / "dags"))
+from engine import exists, require_engine  # noqa: E402
+
 from stages import STAGES  # noqa: E402
 
 # Public base images, named nowhere else; the variable <NAME>_IMAGE names another.
@@ -61,8 +63,7 @@ def main() -> None:
     wanted = parser.parse_args().image or known
     if unknown := set(wanted) - set(known):
         sys.exit(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if subprocess.run(["docker", "info"], capture_output=True).returncode:
-        sys.exit("no Docker engine answers; `make docker-engine` installs and starts one on Debian and Ubuntu")
+    require_engine()
 
     arguments = {"PYTHON_IMAGE": base_image("python")}
     embedded = {"embedded": ROOT / "embedded"}
@@ -103,7 +104,7 @@ def base_image(name: str, python: str = "") -> str:
     named = os.environ.get(f"{name.upper()}_IMAGE")
     wanted = named or PUBLIC[name]
     tag = f"heart-base/{name}:dev"
-    if not image_exists(wanted) and (problem := pull(wanted)):
+    if not exists("image", wanted) and (problem := pull(wanted)):
         if named:
             sys.exit(f"{name.upper()}_IMAGE={named}: {problem}")
         print(f"{wanted} can't be pulled: making a stand-in from Debian's and PyPI's packages", flush=True)
@@ -120,11 +121,6 @@ def base_image(name: str, python: str = "") -> str:
     return tag
 
 
-def image_exists(name: str) -> bool:
-    """Return whether the engine has an image."""
-    return subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode == 0
-
-
 def pull(name: str) -> str:
     """Pull an image; return what went wrong, or nothing."""
     done = subprocess.run(["docker", "pull", "--quiet", name], capture_output=True, text=True)
@@ -133,7 +129,7 @@ def pull(name: str) -> str:
 
 def make_debian() -> str:
     """Make a minimal Debian with Python from the mirror that this machine uses. Ends the program where it can't."""
-    if image_exists(DEBIAN):
+    if exists("image", DEBIAN):
         return DEBIAN
     if not shutil.which("mmdebstrap"):
         if os.geteuid() or not shutil.which("apt-get"):

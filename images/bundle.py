@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from build import OTHERS, ROOT, SERVICES, docker, git, run
+from engine import exists
 
 from stages import STAGES
 
@@ -44,7 +45,7 @@ def make() -> None:
     name = f"heart-pipeline-{version}"
     target = ROOT / ".run" / f"{name}.tar"
     for image in IMAGES:
-        if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
+        if not exists("image", image):
             sys.exit(f"there is no image {image}; make it: make build-images")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         top = Path(folder) / name

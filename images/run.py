@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "dags"))
+from engine import exists  # noqa: E402
+
 from containers import ARTIFACTS, DATA, container_of, docker_arguments  # noqa: E402
 from stages import STAGES  # noqa: E402
 
@@ -75,11 +77,6 @@ def make_volume(volume: str) -> None:
         labels = {"com.docker.compose.project": PROJECT, "com.docker.compose.volume": volume.removeprefix(f"{PROJECT}_")}
         subprocess.run(["docker", "volume", "create", *(f"--label={k}={v}" for k, v in labels.items()), volume], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
-
-
-def exists(kind: str, name: str) -> bool:
-    """Return whether the engine has a volume or a network of this name."""
-    return subprocess.run(["docker", kind, "inspect", name], capture_output=True).returncode == 0
 
 
 if __name__ == "__main__":

@@ -102,8 +102,7 @@ def follow(airflow: "Airflow", console: Console, dag: str, run: str, quiet: bool
             event = airflow.event(path, task)
             events[key] = event
             if event["stage"] and not quiet:
-                name = f"{event['stage']:<10} {event['batch'] or '':<14}"
-                console.print(f"{name} {summary.describe(event):<64} {event['seconds']:6.1f} s", highlight=False, soft_wrap=True)
+                console.print(summary.line(event), highlight=False, soft_wrap=True)
         if state in RUN_ENDED:
             # A task of no stage counts where it failed by itself; `fail` only repeats what a stage said.
             return [event for event in events.values() if event["stage"]] + [

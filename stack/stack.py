@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "embedded"), str(ROOT / "dags")]
-from stages import STAGES  # noqa: E402
-from summary import summarise, write  # noqa: E402
+sys.path[:0] = [str(ROOT / folder) for folder in ("embedded", "dags", "images")]
+from engine import exists, require_engine  # noqa: E402
+
+from stages import POSTGRES, STAGES  # noqa: E402
+from summary import find_report, summarise, write  # noqa: E402
 
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
 CREDENTIALS = ROOT / (".credentials" if PROJECT == "heart" else f".credentials-{PROJECT}")
 READY_SECONDS = 600
 # What is logged in to with a password; a role's is the password of the database role of that name.
-ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_LOAD", "HEART_TRAIN", "HEART_EVALUATE", "HEART_PREDICT", "HEART_ANALYST")
+READERS = [name for name, stage in STAGES.items() if set(POSTGRES) <= set(stage.variables)]
+ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_ANALYST", *(f"HEART_{name.upper()}" for name in READERS))
 PAGES = (
     ("AIRFLOW", 8080, "AIRFLOW_PASSWORD", "heart"),
     ("MLFLOW", 600, "", ""),
@@ -44,11 +47,7 @@ def main() -> None:
     parser.add_argument("what", choices=("up", "down", "destroy", "pipeline", "log"))
     parser.add_argument("stage", nargs="?", help="of which the log is wanted")
     arguments = parser.parse_args()
-    asked = subprocess.run(["docker", "info"], capture_output=True, text=True)
-    if "permission denied" in asked.stderr:
-        sys.exit("Docker does not let you in; join its group: sudo usermod -aG docker $USER, then log in again")
-    if asked.returncode:
-        sys.exit("no Docker engine answers; `make docker-engine` installs and starts one on Debian and Ubuntu")
+    require_engine()
     if arguments.what == "log":
         sys.exit(in_airflow("log", "--stage", arguments.stage or "").returncode)
     {"up": up, "down": down, "destroy": destroy, "pipeline": pipeline}[arguments.what]()
@@ -74,7 +73,7 @@ def up() -> None:
     print(f"\nready after {time.monotonic() - started:.0f} s\n")
     for name, _, password, user in PAGES:
         address = address_of(name)
-        login = f"user {user}, password {password} in .credentials" if password else "no login"
+        login = f"user {user}, password {password} in {CREDENTIALS.name}" if password else "no login"
         print(f"  {name.title():8} {address:24} {login}")
     print("\n`make pipeline` runs everything once; `make down` stops the system and keeps its data")
 
@@ -144,8 +143,11 @@ def pipeline() -> None:
     """Run both DAGs, follow them, and show the summary; ends with 1 where a stage failed."""
     known = {"batch": os.environ.get("BATCH", "").split(), "dialect": os.environ.get("DIALECT", "uci")}
     force = {"force": True} if os.environ.get("FORCE") else {}
-    models: dict[str, object] = {k: os.environ[k.upper()] for k in ("training_batch",) if os.environ.get(k.upper())}
-    models |= {"seed": int(os.environ["SEED"])} if os.environ.get("SEED") else {}
+    models: dict[str, object] = {}
+    if batches := os.environ.get("TRAINING_BATCH"):
+        models["training_batch"] = batches
+    if seed := os.environ.get("SEED"):
+        models["seed"] = int(seed)
     conf = {"etl_dag": known | force, "ml_dag": models | force}
     followed = in_airflow("follow", "--conf", json.dumps(conf), stdout=subprocess.PIPE)
     if followed.returncode:
@@ -181,12 +183,6 @@ def address_of(page: str) -> str:
     return f"http://localhost:{os.environ.get(f'{page}_PORT', port)}"
 
 
-def find_report(events: list[dict[str, Any]]) -> str | None:
-    """Return where evaluate left its report, below the artifacts."""
-    uris = [output["uri"] for event in events for output in (event.get("result") or {}).get("outputs", [])]
-    return next((uri for uri in uris if uri.endswith("/report.html")), None)
-
-
 def move_deliveries() -> None:
     """Let the volume of deliveries name the folder that is wanted now: an existing one keeps the folder of its first use."""
     volume = f"{PROJECT}_data"
@@ -195,11 +191,6 @@ def move_deliveries() -> None:
         if options.get("device") != environment()["HEART_DATA"]:
             compose("down")
             docker("volume", "rm", volume)  # only the name of a folder of this machine
-
-
-def exists(kind: str, name: str) -> bool:
-    """Return whether the engine has a volume or an image of this name."""
-    return subprocess.run(["docker", kind, "inspect", name], capture_output=True).returncode == 0
 
 
 def stage_containers() -> list[str]:
