@@ -219,8 +219,8 @@ def complete_credentials() -> None:
 
 def environment() -> dict[str, str]:
     """Return what compose needs to know of this machine."""
-    socket = Path("/var/run/docker.sock")
-    known = {"DOCKER_GID": str(socket.stat().st_gid)} if socket.exists() else {}
+    socket = Path(os.environ.get("DOCKER_HOST", "").removeprefix("unix://") or "/var/run/docker.sock")
+    known = {"DOCKER_SOCKET": str(socket), "DOCKER_GID": str(socket.stat().st_gid)} if socket.exists() else {}
     data = Path(os.environ.get("HEART_DATA", ROOT / "data")).resolve()
     known |= {"COMPOSE_PROJECT_NAME": PROJECT, "HEART_DATA": str(data), "HEART_CREDENTIALS": str(CREDENTIALS)}
     return os.environ | known

@@ -8,21 +8,25 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from stack import state_of
 
 from support import ROOT, base_environment
 
 
 @dataclass
 class Stack:
-    """A running system, under a name and on ports of its own."""
+    """A running system: the variables that lead to it and the checkout that it was started from."""
 
     environment: dict[str, str]
+    folder: Path = ROOT
 
     def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
         """Run a command of the Makefile."""
         return subprocess.run(
-            ["make", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+            ["make", *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
 
     @property
@@ -32,9 +36,15 @@ class Stack:
 
     def compose(self, *arguments: str) -> str:
         """Run docker compose on it."""
-        done = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        command = ["docker", "compose", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def states(self) -> dict[str, str]:
+        """Return each service's state: healthy, done, or another word."""
+        services = map(json.loads, self.compose("ps", "--all", "--format", "json").splitlines())
+        return {service["Service"]: state_of(service) for service in services}
 
     def address(self, page: str) -> str:
         """Return where one of its pages is."""

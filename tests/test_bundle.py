@@ -4,14 +4,13 @@ import json
 import os
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from engines import engine_without_network
 from runners import wait_until
+from stacks import Stack
 from support import RESULT_MARKER, ROOT, STAGES, base_environment
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -30,45 +29,45 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
-@contextmanager
-def engine_without_network() -> Iterator[dict[str, str]]:
-    """Run a second engine, empty, in a network namespace where there is nothing; give the variables that lead to it."""
-    with tempfile.TemporaryDirectory(prefix="engine-") as folder:
-        home = Path(folder)
-        command = ["unshare", "--net", "dockerd", f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/pid",
-                   f"--host=unix://{home}/socket", "--bridge=none", "--iptables=false", "--ip6tables=false",
-                   "--containerd-namespace=heart-test", "--containerd-plugins-namespace=heart-test-plugins"]  # fmt: skip
-        with (home / "log").open("w") as log:
-            engine = subprocess.Popen(command, stdout=log, stderr=log)
-        environment = base_environment() | {"DOCKER_HOST": f"unix://{home}/socket"}
-        try:
-            wait_until(lambda: subprocess.run(["docker", "info"], env=environment, capture_output=True).returncode == 0)
-            yield environment
-        finally:
-            engine.terminate()
-            engine.wait(30)
+def test_nothing_secret_and_nothing_generated_is_in_it(bundle):
+    there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert not [name for name in there if name.startswith((".git/", ".run/", ".credentials")) or name.endswith(".pyc")]
+    assert {"docker-compose.yaml", "Makefile", "README.md", "sql/010_warehouse.sql", "data/cleveland/heart_raw.csv"} <= there
 
 
-def test_a_machine_without_a_network_installs_it_and_runs_a_stage(bundle, tmp_path):
+def test_a_machine_without_a_network_installs_it_runs_everything_and_survives_a_reboot(bundle):
     assert os.geteuid() == 0, "a second engine needs root"
-    with engine_without_network() as environment:
+    with engine_without_network() as engine:
 
-        def there(*command: str) -> "subprocess.CompletedProcess[str]":
-            return subprocess.run(["unshare", "--net", *command], cwd=bundle, env=environment, capture_output=True, text=True)
+        def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+            command = ["unshare", "--net", "make", *arguments]
+            done = subprocess.run(command, cwd=bundle, env=engine.environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done
 
-        refused = there("python3", "images/build.py")
-        assert refused.returncode, "without the bundle nothing can be built there"
-        installed = there("make", "install-bundle")
-        assert installed.returncode == 0, installed.stdout + installed.stderr
-        images = there("docker", "images", "--format={{.Repository}}:{{.Tag}}").stdout.split()
-        wanted = re.findall(r"^\s+image: (\S+)$", (ROOT / "docker-compose.yaml").read_text(), flags=re.MULTILINE)
-        assert {name.replace("${HEART_TAG:-dev}", "dev") for name in wanted} | {f"heart/{s}:dev" for s in STAGES} <= set(images)
+        with pytest.raises(AssertionError):
+            make("build-images")  # without the bundle nothing can be made there
+        make("install-bundle")
         # PostgreSQL and MLflow are the stack's; the first two stages need nothing but their images.
         for stage in ("extract", "transform"):
-            done = there("make", f"run/{stage}", "ARGS=--batch cleveland")
-            assert done.returncode == 0, done.stdout + done.stderr
+            done = make(f"run/{stage}", "ARGS=--batch cleveland")
             (document,) = [line for line in done.stdout.splitlines() if line.startswith(RESULT_MARKER)]
             assert json.loads(document.removeprefix(RESULT_MARKER))["rows"]["out"] == 303
+
+        stack = Stack(engine.environment | {"COMPOSE_PROJECT_NAME": "heart"}, bundle)
+        make("up")
+        make("pipeline")
+        before = stack.tables()
+        assert len(before["heart_fact"]) == 920
+        engine.stop()
+        engine.start()
+        wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
+        assert stack.tables() == before
+        make("pipeline")
+        again = json.loads((bundle / ".run" / "summary.json").read_text())
+        assert {stage["outcome"] for stage in again["stages"]} == {"unchanged"}
+        assert stack.tables() == before
+        make("down")
 
 
 def test_what_was_altered_or_lost_on_the_way_is_named(bundle):
@@ -93,9 +92,3 @@ def test_an_sbom_names_every_package_of_an_image_with_its_version(bundle, image)
     wanted = re.findall(r"^([A-Za-z0-9._-]+)==(\S+) \\$", lock, flags=re.MULTILINE)  # what every platform needs
     assert {f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{version}" for name, version in wanted} <= there
     assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in there)
-
-
-def test_nothing_secret_and_nothing_generated_is_in_it(bundle):
-    there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
-    assert not [name for name in there if name.startswith((".git/", ".run/", ".credentials")) or name.endswith(".pyc")]
-    assert {"docker-compose.yaml", "Makefile", "README.md", "sql/010_warehouse.sql", "data/cleveland/heart_raw.csv"} <= there

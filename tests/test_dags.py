@@ -1,52 +1,14 @@
 """The DAGs: what follows what is what the contract says; parameters are checked; nothing works at parse time."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from support import ENVIRONMENTS, ROOT, STAGES, base_environment
-
-PROGRAM = """
-import json, sys, time
-sys.path.insert(0, "dags")
-import airflow.sdk, operators  # what Airflow's processes have imported anyway
-from airflow.dag_processing.dagbag import DagBag
-bag = DagBag("dags")
-print("ANSWER", json.dumps({
-    "errors": bag.import_errors,
-    "seconds": {s.file: s.duration.total_seconds() for s in bag.dagbag_stats},
-    "dags": {
-        dag_id: {
-            "tasks": {t.task_id: {"upstream": sorted(t.upstream_task_ids), "stage": getattr(t, "stage", None),
-                                  "doc": bool(t.doc_md),
-                                  "retries": t.retries, "trigger_rule": t.trigger_rule,
-                                  "outlets": [o.name for o in t.outlets]} for t in dag.tasks},
-            "doc": bool(dag.doc_md),
-            "params": {name: {"description": param.description, **param.schema}
-                       for name, param in ((n, dag.params.get_param(n)) for n in dag.params)},
-            "schedule": [asset.name for asset in dag.schedule] if isinstance(dag.schedule, list) else None,
-        }
-        for dag_id, dag in bag.dags.items()
-    },
-}, default=str))
-"""
+from dagbag import read_dags
+from support import STAGES
 
 
 @pytest.fixture(scope="module")
-def parsed(tmp_path_factory):
-    home = tmp_path_factory.mktemp("airflow")
-    environment = base_environment() | {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "HEART_ENVIRONMENTS": str(ENVIRONMENTS),
-    }
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    (answer,) = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")] or pytest.fail(
-        done.stdout + done.stderr
-    )
-    return json.loads(answer.removeprefix("ANSWER "))
+def parsed():
+    return read_dags()
 
 
 def test_dags_are_read_without_error_and_without_work(parsed):

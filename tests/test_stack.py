@@ -48,15 +48,13 @@ def window(stack: Stack) -> Iterator[Browser]:
 
 
 def test_everything_is_healthy_within_its_limits_and_only_on_this_machine(stack):
-    services = [json.loads(line) for line in stack.compose("ps", "--all", "--format", "json").splitlines()]
-    states = {s["Service"]: s["Health"] or (s["State"], s["ExitCode"]) for s in services}
+    states = stack.states()
     once = {"secrets", "databases", "mlflow-migrate", "airflow-init"}
-    assert {name for name, state in states.items() if state == ("exited", 0)} == once
+    assert {name for name, state in states.items() if state == "done"} == once
     assert {state for name, state in states.items() if name not in once} == {"healthy"}
+    services = [json.loads(line) for line in stack.compose("ps", "--format", "json").splitlines()]
     limits = 0
     for service in services:
-        if service["Service"] in once:
-            continue
         found = inspect(service["ID"])
         limits += found["HostConfig"]["Memory"]
         assert found["HostConfig"]["Memory"], service["Service"]
@@ -232,16 +230,41 @@ def test_leftover_containers_are_found_and_removed(stack, first):
         subprocess.run(["docker", "rm", "--force", left, fresh, gone], capture_output=True)
 
 
-def test_down_and_up_again_lose_nothing(stack, first):
+def test_restarts_lose_nothing(stack, first):
     before = stack.tables()
+    runs = len(stack.airflow("dags/ml_dag/dagRuns")["dag_runs"])
+
+    def nothing_is_lost() -> None:
+        assert stack.tables() == before
+        assert len(stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]) == runs
+        assert ask_mlflow(stack.address("MLFLOW"), "registered-models/alias", name="heart-disease", alias="champion")
+
+    stack.compose("restart")
+    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
+    nothing_is_lost()
     down = stack.make("down")
     assert down.returncode == 0, down.stdout + down.stderr
     assert docker("ps", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}") == ""
     up = stack.make("up")
     assert up.returncode == 0, up.stdout + up.stderr
-    assert stack.tables() == before
-    assert stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]
-    assert ask_mlflow(stack.address("MLFLOW"), "registered-models/alias", name="heart-disease", alias="champion")
+    nothing_is_lost()
+
+
+@pytest.mark.parametrize("name", ["BROKER_PASSWORD", "POSTGRES_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "HEART_LOAD_DB_PASSWORD"])
+def test_nothing_starts_while_a_credential_is_missing(stack, name, tmp_path):
+    there = (ROOT / f".credentials-{PROJECT}").read_text().splitlines()
+    lacking = tmp_path / "credentials"
+    lacking.write_text("\n".join(line for line in there if not line.startswith(f"{name}=")))
+    environment = stack.environment | {"HEART_CREDENTIALS": str(lacking)}
+    command = ["docker", "compose", "run", "--rm", "secrets"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and f"{name} is missing; `make up` adds what is missing" in done.stderr
+    config = json.loads(stack.compose("config", "--format", "json"))["services"]
+
+    def waits_for_secrets(service: str) -> bool:
+        return any(needed == "secrets" or waits_for_secrets(needed) for needed in config[service].get("depends_on", {}))
+
+    assert all(waits_for_secrets(service) for service in config if service != "secrets")
 
 
 def test_destroy_asks_first(stack, first):

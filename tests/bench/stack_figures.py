@@ -1,10 +1,14 @@
 """What Airflow and Docker add to a stage, in a full run of all six on the smallest real batch."""
 
+import itertools
+import re
 import statistics
+import subprocess
 import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,24 @@ import pytest
 from figures import Figure
 
 import servers
+from dagbag import read_dags
+from runners import docker
 from stacks import Stack, running_stack
 from support import DONE, NOTHING_TO_DO, ROOT, STAGES, Delivery, make_database, make_warehouse, mlflow_on
 
 # Seconds that a stage may take longer than as a bare process, from the end of the one before it.
 MOST_OF_STAGE = 1.0
+# Seconds that a DAG file may take to be read, and megabytes that the whole system may take.
+MOST_OF_FILE = 0.3
+MOST_MEMORY = 6000
+
+
+def parsing(times: int, _quick: bool) -> Iterator[Figure]:
+    """Seconds that Airflow takes to read a DAG file, after its own imports."""
+    readings = [read_dags()["seconds"] for _ in range(times)]
+    for file in sorted(readings[0]):
+        taken = statistics.median(reading[file] for reading in readings)
+        yield Figure(f"reading {file.strip('/')}", taken, "s", target=MOST_OF_FILE)
 
 
 def overhead(times: int, quick: bool) -> Iterator[Figure]:
@@ -27,11 +44,38 @@ def overhead(times: int, quick: bool) -> Iterator[Figure]:
     starts = process_starts(times)
     with running_stack("heart-bench") as stack:
         stack.make("pipeline", "BATCH=cleveland")
+        yield Figure("memory: the whole system, idle", memory(stack), "MB", "its limits", target=MOST_MEMORY)
         runs = [full_run(stack) for _ in range(max(3, times // 2))]
+        yield Figure(
+            "memory: the whole system, most in a run of four batches", most_memory(stack), "MB", "its limits", target=MOST_MEMORY
+        )
     whole, work = (statistics.median(values) for values in zip(*runs, strict=True))
     bare = work + sum(starts.values())
     yield Figure("full run of six stages, 303 records, warm", whole, "s", "as bare processes", ratio=whole / bare)
     yield Figure("added by Airflow and Docker, a stage", (whole - bare) / len(STAGES), "s", "nothing", target=MOST_OF_STAGE)
+
+
+def memory(stack: Stack) -> float:
+    """Return the megabytes that the system's services and stages take now, as docker stats counts them: without file caches."""
+    project = stack.environment["COMPOSE_PROJECT_NAME"]
+    labels = ("com.docker.compose.project", "heart.project")
+    there = [docker("ps", "--quiet", "--filter", f"label={label}={project}").split() for label in labels]
+    # One that ends in between is no error.
+    command = ["docker", "stats", "--no-stream", "--format={{.MemUsage}}", *itertools.chain(*there)]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    units = {"B": 1e-6, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}
+    return sum(float(n) * units[unit] for n, unit in re.findall(r"^([\d.]+)([KMG]?i?B) / ", shown, flags=re.MULTILINE))
+
+
+def most_memory(stack: Stack) -> float:
+    """Return the most megabytes that the system was seen to take while all batches went through all stages anew."""
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(stack.make, "pipeline", "FORCE=1")
+        seen = []
+        while not run.done():
+            seen.append(memory(stack))
+        assert run.result().returncode == 0, run.result().stderr
+    return max(seen)
 
 
 def process_starts(times: int) -> dict[str, float]:
