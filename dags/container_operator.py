@@ -52,8 +52,9 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
 
     def submit_job(self, context: Context) -> str:
         """Start the stage's container; return its id. One that a dead worker started is taken over."""
-        image = self.cli.inspect_image(self.wanted.image)["Id"]
-        environment = self.given(image, self.wanted.environment)
+        image = self.cli.inspect_image(self.wanted.image)
+        revision = (image["Config"].get("Labels") or {}).get("org.opencontainers.image.revision", "unknown")
+        environment = self.given(image["Id"], self.wanted.environment | {"HEART_REVISION": revision})
         name = self.name_of(context)
         try:
             created = self._create(name, environment, context)

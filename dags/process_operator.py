@@ -70,15 +70,36 @@ class ProcessOperator(StageTask):
     def _environment(self) -> dict[str, str]:
         """Return the stage's whole environment: what the contract lets it see, and what an image brings along."""
         home = Path(os.environ["HEART_ENVIRONMENTS"]) / self.stage
-        around = {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(IMAGES / "base")}
+        around = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": os.pathsep.join(map(str, shared_sources(self.stage))),
+        }
         # No __pycache__ among the sources: the folder of a stage is what it is made from.
-        return self.given(source_digest(self.stage), dict(os.environ)) | around | {"PYTHONPYCACHEPREFIX": str(home / "pycache")}
+        known = os.environ | {"HEART_REVISION": revision()}
+        return self.given(source_digest(self.stage), known) | around | {"PYTHONPYCACHEPREFIX": str(home / "pycache")}
+
+
+def shared_sources(stage: str) -> list[Path]:
+    """Return the folders with the modules that a stage shares with others, as its Dockerfile says what it is made from."""
+    base = (IMAGES / stage / "Dockerfile").read_text(encoding="utf-8")
+    return [IMAGES / "base", *([IMAGES / "ml"] if "=heart/ml:" in base else [])]
+
+
+def revision() -> str:
+    """Return the revision of this checkout, or that it is not known."""
+    command = ["git", "-C", str(IMAGES), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def source_digest(stage: str) -> str:
     """Return what stands for the image's digest where there is no image: the SHA-256 of all that one is made from."""
     digest = hashlib.sha256(sys.version.encode())
-    for folder in (IMAGES / "base", IMAGES / stage):
+    for folder in (*shared_sources(stage), IMAGES / stage):
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return f"sha256:{digest.hexdigest()}"

@@ -7,9 +7,9 @@ Written once, read by everything that runs, builds or tests a stage. Standard li
 from dataclasses import dataclass
 from datetime import timedelta
 
-# Every stage is told these: the run and the batch it works for, where files are shared, what image it is, whether to
-# work even where nothing changed.
-COMMON_ENVIRONMENT = ("HEART_RUN", "HEART_ARTIFACTS", "HEART_IMAGE", "HEART_FORCE")
+# Every stage is told these: the run and the batch it works for, where files are shared, what image it is and of which
+# revision of the code, whether to work even where nothing changed.
+COMMON_ENVIRONMENT = ("HEART_RUN", "HEART_ARTIFACTS", "HEART_IMAGE", "HEART_REVISION", "HEART_FORCE")
 POSTGRES = ("PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSFILE")
 MLFLOW = ("MLFLOW_TRACKING_URI",)
 

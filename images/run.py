@@ -43,14 +43,18 @@ def main() -> None:
             f"{name} talks to {' and '.join(stage.networks)}, but there is no network {missing[0]}; start the services: make up"
         )
     code = os.environ.get("CODE")
-    container.environment["HEART_IMAGE"] = "working tree" if code else made_from(container.image)
+    made = {"HEART_IMAGE": "working tree", "HEART_REVISION": "working tree"} if code else made_from(container.image)
+    container.environment.update(made)
     options = docker_arguments(container)
     if DATA in container.volumes and not exists("volume", container.volumes[DATA]):
         # Without the stack the deliveries come straight from the folder.
         source = Path(os.environ.get("HEART_DATA", ROOT / "data")).resolve()
         options = [o.replace(f"--volume={container.volumes[DATA]}:", f"--volume={source}:") for o in options]
     if code:
-        options += [f"--volume={ROOT / 'images' / 'base'}:/heart:ro", f"--volume={ROOT / 'images' / name}:/stage:ro"]
+        options += [f"--volume={ROOT / 'images' / name}:/stage:ro"]
+        options += [
+            f"--volume={path}:/heart/{path.name}:ro" for base in ("base", "ml") for path in (ROOT / "images" / base).glob("*.py")
+        ]
     if os.environ.get("SHELL_IN"):
         options += ["--interactive", "--entrypoint=bash"]
         options += ["--tty"] if sys.stdin.isatty() else []
@@ -63,12 +67,13 @@ def main() -> None:
     os.execvp("docker", command)
 
 
-def made_from(image: str) -> str:
-    """Return the id of an image, by which a stage knows whether its work was done by the same code."""
-    asked = subprocess.run(["docker", "image", "inspect", "--format={{.Id}}", image], capture_output=True, text=True)
+def made_from(image: str) -> dict[str, str]:
+    """Return an image's id, by which a stage knows whether its work was done by the same code, and the revision of that."""
+    shown = '--format={{.Id}} {{index .Config.Labels "org.opencontainers.image.revision"}}'
+    asked = subprocess.run(["docker", "image", "inspect", shown, image], capture_output=True, text=True)
     if asked.returncode:
         sys.exit(f"there is no image {image}; make it: make build-images")
-    return asked.stdout.strip()
+    return dict(zip(("HEART_IMAGE", "HEART_REVISION"), asked.stdout.split(), strict=False))
 
 
 def make_volume(volume: str) -> None:

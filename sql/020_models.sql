@@ -24,7 +24,7 @@ COMMENT ON TABLE model_evaluation IS 'How good a model version is, by batch, wit
 CREATE TABLE IF NOT EXISTS promotion (
     promotion_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_name varchar NOT NULL,
-    decision varchar NOT NULL CHECK (decision IN ('promoted', 'kept champion', 'refused')),
+    decision varchar NOT NULL CHECK (decision IN ('promoted', 'kept champion', 'refused', 'rolled back')),
     from_version int,
     to_version int,
     candidate_version int NOT NULL,
@@ -33,6 +33,33 @@ CREATE TABLE IF NOT EXISTS promotion (
     decided_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE promotion IS 'Every decision about which model version is the champion, and why.';
+-- Warehouses from before a champion could be taken back.
+ALTER TABLE promotion DROP CONSTRAINT IF EXISTS promotion_decision_check;
+ALTER TABLE promotion ADD CONSTRAINT promotion_decision_check
+    CHECK (decision IN ('promoted', 'kept champion', 'refused', 'rolled back'));
+
+CREATE OR REPLACE VIEW champion_history AS
+SELECT model_name, to_version AS version, decided_at AS since,
+    lead(decided_at) OVER (PARTITION BY model_name ORDER BY promotion_id) AS until, decision, reason, decided_by
+FROM promotion
+WHERE decision IN ('promoted', 'rolled back')
+ORDER BY promotion_id;
+COMMENT ON VIEW champion_history IS 'Which model version was the champion from when until when (NULL: still), and why.';
+
+CREATE TABLE IF NOT EXISTS drift (
+    model_name varchar NOT NULL,
+    -- the version with whose training people a batch was compared: the champion at that time
+    model_version int NOT NULL,
+    batch varchar NOT NULL,
+    feature varchar NOT NULL,
+    stability_index float NOT NULL,
+    p_value float NOT NULL,
+    drifted boolean NOT NULL,
+    run varchar NOT NULL,
+    measured_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_name, model_version, run, batch, feature)
+);
+COMMENT ON TABLE drift IS 'How unlike the people that a model was trained on the people of a batch are, feature by feature.';
 
 CREATE TABLE IF NOT EXISTS heart_prediction (
     prediction_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

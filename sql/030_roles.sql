@@ -26,8 +26,8 @@ GRANT SELECT, INSERT ON heart_analysis.quarantine TO heart_load;
 GRANT SELECT ON heart_analysis.heart_staging TO heart_load;
 
 GRANT SELECT ON heart_analysis.heart_feature TO heart_train, heart_evaluate, heart_predict;
-GRANT SELECT ON heart_analysis.load_batch TO heart_evaluate;
-GRANT SELECT, INSERT ON heart_analysis.model_evaluation, heart_analysis.promotion TO heart_evaluate;
+GRANT SELECT ON heart_analysis.load_batch TO heart_train, heart_evaluate;
+GRANT SELECT, INSERT ON heart_analysis.model_evaluation, heart_analysis.promotion, heart_analysis.drift TO heart_evaluate;
 GRANT SELECT, INSERT ON heart_analysis.heart_prediction TO heart_predict;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA heart_analysis TO heart_analyst;

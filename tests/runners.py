@@ -41,7 +41,7 @@ class ProcessRunner:
             "PATH": "/usr/bin:/bin",
             "HOME": str(ENVIRONMENTS / stage),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(ROOT / "images/base"),
+            "PYTHONPATH": f"{ROOT / 'images/base'}:{ROOT / 'images/ml'}",
         }
         return Running(popen(command, declared(stage, variables) | around))
 

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".run" / "env"
-sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "images/evaluate")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "images/ml", "images/evaluate")]
 
 from runners import ProcessRunner, Running  # noqa: E402
 from stages import DONE, NOTHING_TO_DO, REFUSED, RESULT_MARKER, STAGES, UNAVAILABLE, USAGE  # noqa: E402

@@ -121,11 +121,17 @@ def load_model(version: int | str) -> Any:
     """Return the scikit-learn model of a registered version. Raises InputRefused where reading it could run code."""
     import mlflow
 
+    from estimators import TRUSTED
+
     uri = f"models:/{MODEL_NAME}/{version}"
-    stored_as = mlflow.models.get_model_info(uri).flavors.get("sklearn", {}).get("serialization_format")
-    if stored_as != "skops":
+    flavor = mlflow.models.get_model_info(uri).flavors.get("sklearn", {})
+    stored_as = flavor.get("serialization_format")
+    # MLflow trusts what the model's own file tells it to trust.
+    foreign = set(flavor.get("skops_trusted_types") or ()) - set(TRUSTED)
+    if stored_as != "skops" or foreign:
+        how = f"stored as {stored_as}" if stored_as != "skops" else f"made of {', '.join(sorted(foreign))}"
         raise InputRefused(
-            f"model version {version} is stored as {stored_as}, which can run code when it is read; register one in "
+            f"model version {version} is {how}, which can run code when it is read; register one in "
             "the format skops, or give the alias to another version"
         )
     return mlflow.sklearn.load_model(uri)

@@ -106,6 +106,7 @@ class Job:
     batch: str | None
     artifacts: Path
     image: str
+    revision: str
     force: bool
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.time)
@@ -208,6 +209,7 @@ class Job:
             "run": self.run,
             "batch": self.batch,
             "image": self.image,
+            "revision": self.revision,
             "parameters": self.parameters,
             "started": dt.datetime.fromtimestamp(self.started, dt.UTC).isoformat(timespec="milliseconds"),
             "seconds": round(time.time() - self.started, 3),
@@ -289,6 +291,7 @@ def command(
                 batch=options.pop("batch", None),
                 artifacts=options.pop("artifacts"),
                 image=options.pop("image"),
+                revision=options.pop("revision"),
                 force=options.pop("force"),
                 parameters=options,
             )
@@ -301,6 +304,8 @@ def command(
                          type=click.Path(file_okay=False, path_type=Path), help="Folder that the stages share."),
             click.Option(["--image"], envvar="HEART_IMAGE", show_envvar=True, default="unknown", show_default=True,
                          help="What this stage was made from, recorded in its result; a new one means that work is redone."),
+            click.Option(["--revision"], envvar="HEART_REVISION", show_envvar=True, default="unknown", show_default=True,
+                         help="Revision of the code that this stage was made from, recorded in its result."),
             click.Option(["--force"], envvar="HEART_FORCE", show_envvar=True, is_flag=True,
                          help="Do the work even where nothing changed."),
         ]  # fmt: skip

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 AUC_LOSS_ALLOWED = 0.03
 CALIBRATION_SLOPE = (0.8, 1.3)
 SIGNIFICANCE = 0.05
+# Nobody reaches these figures honestly on these features: above them, something of the answer is among the questions.
+LEAK_AUC, LEAK_ACCURACY = 0.95, 0.90
+# Where answers are dealt out by chance there is nothing to learn.
+CANARY = (0.47, 0.53)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,32 @@ class Decision:
 
 
 Scores = dict[str, dict[str, float | None]]
+
+
+def alarms(challenger: Scores, canary: float, sites: dict[str, Scores]) -> list[str]:
+    """Return what says that data or method are broken, so that no score means anything; empty where all is well.
+
+    challenger: cross-validated scores; canary: mean ROC-AUC after the diagnoses were shuffled; sites: scores at the batches
+    outside the training batches.
+    """
+    found = []
+    for score, most in (("auc", LEAK_AUC), ("accuracy", LEAK_ACCURACY)):
+        value = challenger[score]["value"]
+        if value is not None and value > most:
+            found.append(
+                f"leak: the cross-validated {score} is {value:.3f}, above {most:g}, which nobody reaches honestly; look for "
+                "copies of the same person, or for a column that follows from the diagnosis"
+            )
+    low, high = CANARY
+    if not low <= canary <= high:
+        found.append(f"leak: with shuffled diagnoses the AUC is {canary:.3f}, outside {low} to {high}: what is held out is seen")
+    for site, results in sites.items():
+        if results["auc"]["high"] is not None and results["auc"]["high"] < 0.5:
+            found.append(
+                f"inverted target: at {site} the AUC is {results['auc']['value']:.3f}; there, or in the training batches, 1 means no "
+                "disease: check the dialect that it was delivered in"
+            )
+    return found
 
 
 def decide(

@@ -1,13 +1,14 @@
 """train: learn who has heart disease from the diagnosed people of the training batches, and register the best model.
 
-Reads   `heart_analysis.heart_feature` in PostgreSQL: people with a diagnosis.
+Reads   `heart_analysis.heart_feature` and `load_batch` in PostgreSQL: people with a diagnosis, and where they came from.
 Writes  to MLflow: one run, a child run for each candidate, the chosen model as a new version of `heart-disease`;
         `out_of_fold.csv`: for each candidate and person the probability from a model that had not seen that person.
-Promise candidates are tuned inside each fold (nested cross-validation), by log-loss; folds depend on nothing but the
-        account ids and the seed, so the same data, seed and image give the same model.
+Promise candidates are tuned inside each fold (nested, repeated, stratified cross-validation), by log-loss; folds depend on
+        nothing but the account ids and the seed, so the same data, seed and image give the same model.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,22 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-FEATURES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal")
-# Categories without an order. The other codes are yes/no, counts, or ordered.
-NOMINAL = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "thal": (3, 6, 7)}
-REPEATS, FOLDS, INNER_FOLDS = 2, 5, 3
+REPEATS, FOLDS, INNER_FOLDS = 10, 5, 5
+# The same for the choice of what stands for missing features, where more would say no more.
+STRATEGY_REPEATS = 3
+# So many sets of features are taken away from the people of a fold, one set after the other.
+MASKS = 10
+# More people are compared on a sample of so many, in one repeat: the differences between candidates are clear by then
+# (docs/modelling.md has the learning curves). What is chosen is fitted on everybody.
+MOST_COMPARED = 5000
+BASELINE = "always the prevalence"
 PEOPLE = """
 SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, batch
 FROM heart_analysis.heart_feature WHERE target IS NOT NULL ORDER BY account_id COLLATE "C"
 """
+LOADS = (
+    "SELECT DISTINCT ON (batch) batch, load_id, content_hash, source FROM heart_analysis.load_batch ORDER BY batch, load_id DESC"
+)
 # With fewer people of either kind a fold can't be trusted to hold both.
 FEWEST_OF_A_CLASS = 20
 
@@ -41,7 +50,9 @@ FEWEST_OF_A_CLASS = 20
               help="Fixes the folds and the models.")  # fmt: skip
 def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
     """Run the stage: see the module's docstring."""
-    people = read_people()
+    from estimators import FEATURES, one_blas_thread
+
+    people, loads = read_people()
     batches = list(training_batch) or [largest_batch(people)]
     people = select_people(people, batches)
     digest = hashlib.sha256(people.to_csv(index=False).encode()).hexdigest()
@@ -50,33 +61,38 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
     rows = Rows(in_=len(people), out=len(people))
     log.info("read", extra={"people": len(people), "batches": batches, "diseased": int(people["target"].sum())})
 
-    with mlflow_client() as client:
+    with mlflow_client() as client, one_blas_thread():
         found = client.search_model_versions(f"name = '{MODEL_NAME}' AND tags.fingerprint = '{fingerprint}'")
         if found and not job.force:
             newest = max(found, key=lambda version: int(version.version))
             metrics = registered(client, int(newest.version), newest.run_id)
             job.nothing_to_do(f"version {newest.version} was trained on the same data", rows, metrics)
 
-        X, y = people[list(FEATURES)], people["target"]
-        folds = make_folds(people, seed)
-        judged = {}
-        for name, (estimator, grid) in candidates(seed).items():
-            judged[name] = nested_cross_validation(estimator, grid, X, y, folds)
-            log.info("judged %s", name, extra={"log_loss": judged[name]["log_loss"], "roc_auc": judged[name]["roc_auc"]})
-        best = min(judged, key=lambda name: judged[name]["log_loss"])
-        model = fit_tuned(*candidates(seed)[best], X, y)
+        sample = compared_people(people, seed)
+        repeats = REPEATS if len(sample) == len(people) else 1
+        folds = make_folds(sample, repeats, seed)
+        X, y = sample[list(FEATURES)], sample["target"]
+        strategies = judge_strategies(X, y, folds[:, :STRATEGY_REPEATS], seed)
+        strategy = min(strategies, key=lambda name: strategies[name]["masked_log_loss"])
+        log.info("missing features: %s", strategy, extra={"strategies": strategies})
+        judged = judge(candidates(strategy, seed, len(sample)), X, y, folds)
+        best = choose(sample, judged)
+        model = fit_chosen(best, candidates(strategy, seed, len(sample)), people[list(FEATURES)], people["target"])
         log.info("chose %s", best)
 
         with job.output_folder() as folder:
             path = folder / "out_of_fold.csv"
-            count = write_out_of_fold(path, people, judged)
-            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "chosen": best,
-                          "repeats": REPEATS, "folds": FOLDS, "inner_folds": INNER_FOLDS}  # fmt: skip
-            tags = {"fingerprint": fingerprint, "heart.run": job.run, "heart.image": job.image, "heart.chosen": best}
-            run_id, version = register(model, people, judged, path, parameters, tags, digest)
+            count = write_out_of_fold(path, sample, judged)
+            lineage = [load for load in loads if load["batch"] in batches]
+            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "compared_on": len(sample),
+                          "chosen": best, "missing_features": strategy, "repeats": repeats, "folds": FOLDS,
+                          "inner_folds": INNER_FOLDS, "newest_load": max(load["load_id"] for load in loads)}  # fmt: skip
+            tags = {"fingerprint": fingerprint, "heart.run": job.run, "heart.image": job.image, "heart.chosen": best,
+                    "mlflow.source.git.commit": job.revision}  # fmt: skip
+            run_id, version = register(model, people, judged, strategies, lineage, path, parameters, tags, digest)
             client.set_registered_model_alias(MODEL_NAME, "challenger", str(version))
-            scores = {name: {k: result[k] for k in ("log_loss", "roc_auc")} for name, result in judged.items()}
-            metrics = registered(client, version, run_id) | {"chosen": best, "candidates": scores}
+            scores = {name: {k: result[k] for k in SCORES} for name, result in judged.items()}
+            metrics = registered(client, version, run_id) | {"chosen": best, "missing_features": strategy, "candidates": scores}
             job.commit(rows, folder=folder, outputs={path.name: count}, metrics=metrics)
 
 
@@ -86,16 +102,21 @@ def registered(client: "mlflow.MlflowClient", version: int, run_id: str) -> dict
     return {"model_name": MODEL_NAME, "model_version": version, "mlflow_run_id": run_id, "mlflow_experiment_id": experiment_id}
 
 
-def read_people() -> "pd.DataFrame":
-    """Return everyone with a diagnosis, by account_id: account_id, 13 features (float64), target (int64), batch.
+def read_people() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
+    """Return everyone with a diagnosis, by account_id, and each batch's newest load with its delivered files.
 
-    Raises InputRefused where nobody has a diagnosis.
+    The frame has account_id, 13 features (float64), target (int64), batch. Raises InputRefused where nobody has a diagnosis.
     """
+    from estimators import FEATURES
+
     with warehouse("train") as connection, connection.cursor() as cursor:
         people = read_frame(cursor, PEOPLE)
+        cursor.execute(LOADS)
+        names = [column.name for column in cursor.description or ()]
+        loads = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     if people.empty:
         raise InputRefused("heart_analysis.heart_fact: nobody has a diagnosis; load a batch with targets first")
-    return people.astype(dict.fromkeys(FEATURES, "float64"))
+    return people.astype(dict.fromkeys(FEATURES, "float64")), loads
 
 
 def largest_batch(people: "pd.DataFrame") -> str:
@@ -122,17 +143,34 @@ def select_people(people: "pd.DataFrame", batches: list[str]) -> "pd.DataFrame":
     return chosen
 
 
-def make_folds(people: "pd.DataFrame", seed: int) -> "np.ndarray":
-    """Return each person's fold in each repeat: an int array of shape (people, REPEATS), values 0 to FOLDS - 1.
+def hashes(people: "pd.DataFrame", *salt: object) -> list[bytes]:
+    """Return what orders people as if by chance, whatever order they come in: a hash of salt and account_id."""
+    before = "/".join(map(str, salt))
+    return [hashlib.sha256(f"{before}/{account}".encode()).digest() for account in people["account_id"]]
+
+
+def compared_people(people: "pd.DataFrame", seed: int) -> "pd.DataFrame":
+    """Return everyone, or, where there are more than MOST_COMPARED, so many of them with the same prevalence."""
+    if len(people) <= MOST_COMPARED:
+        return people
+    order = hashes(people, seed, "sample")
+    ranked = people.assign(order=order).sort_values("order").groupby("target", sort=True)
+    share = MOST_COMPARED / len(people)
+    chosen = [group.head(max(FEWEST_OF_A_CLASS, round(len(group) * share))).index for _, group in ranked]
+    return people.loc[sorted(i for index in chosen for i in index)].reset_index(drop=True)
+
+
+def make_folds(people: "pd.DataFrame", repeats: int, seed: int) -> "np.ndarray":
+    """Return each person's fold in each repeat: an int array of shape (people, repeats), values 0 to FOLDS - 1.
 
     Stratified by target; the order within a class is that of a hash of seed, repeat and account_id, so that it depends
     neither on the order of the rows nor on chance.
     """
     import numpy as np
 
-    folds = np.empty((len(people), REPEATS), dtype=int)
-    for repeat in range(REPEATS):
-        order = [hashlib.sha256(f"{seed}/{repeat}/{a}".encode()).digest() for a in people["account_id"]]
+    folds = np.empty((len(people), repeats), dtype=int)
+    for repeat in range(repeats):
+        order = hashes(people, seed, repeat)
         for target in (0, 1):
             members = np.flatnonzero(people["target"] == target)
             ranked = sorted(members, key=lambda i: order[i])
@@ -140,71 +178,174 @@ def make_folds(people: "pd.DataFrame", seed: int) -> "np.ndarray":
     return folds
 
 
-def candidates(seed: int) -> dict[str, tuple[Any, dict[str, list[Any]]]]:
-    """Return the estimators to compare, simplest first, each with the grid that it is tuned over.
-
-    Missing values are filled in from the people most alike (k nearest neighbours), or, for boosted trees, are a value of
-    their own; that way a model answers for any pattern of missing values.
-    """
-    from sklearn.compose import make_column_transformer
-    from sklearn.dummy import DummyClassifier
-    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-    from sklearn.impute import KNNImputer
+def logistic(C: float = 0.3) -> Any:
+    """Return a logistic regression of the strength that suits a few hundred people; candidates tune it."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline, make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    def prepared(classifier: Any) -> Pipeline:
-        numbers = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=15, keep_empty_features=True))
-        one_hot = OneHotEncoder(categories=[list(map(float, codes)) for codes in NOMINAL.values()], handle_unknown="ignore")
-        columns = make_column_transformer((numbers, [f for f in FEATURES if f not in NOMINAL]), (one_hot, list(NOMINAL)))
-        return Pipeline([("columns", columns), ("classifier", classifier)])
-
-    forest = RandomForestClassifier(n_estimators=60, min_samples_leaf=5, random_state=seed)
-    boosting = HistGradientBoostingClassifier(max_leaf_nodes=6, learning_rate=0.05, l2_regularization=1, random_state=seed)
-    return {
-        "always the prevalence": (Pipeline([("classifier", DummyClassifier(strategy="prior"))]), {}),
-        "logistic regression": (
-            prepared(LogisticRegression(max_iter=1000)),
-            {"classifier__C": [0.03, 0.1, 0.3, 1.0]},
-        ),
-        "random forest": (prepared(forest), {}),
-        "gradient boosting": (Pipeline([("classifier", boosting)]), {"classifier__max_iter": [30, 60]}),
-    }
+    return LogisticRegression(C=C, solver="newton-cholesky")
 
 
-def fit_tuned(estimator: Any, grid: dict[str, list[Any]], X: "pd.DataFrame", y: "pd.Series") -> Any:
-    """Return the estimator with the grid's best setting by log-loss in inner folds, fitted on all rows."""
-    from sklearn.base import clone
-    from sklearn.model_selection import GridSearchCV
+def with_missing(strategy: str, classifier: Any) -> Any:
+    """Return a model for any pattern of missing features from a classifier that knows of none."""
+    from sklearn.impute import KNNImputer, SimpleImputer
+    from sklearn.pipeline import Pipeline
 
-    if not grid:
-        return clone(estimator).fit(X, y)
-    return GridSearchCV(estimator, grid, scoring="neg_log_loss", cv=INNER_FOLDS).fit(X, y).best_estimator_
+    from estimators import ConditionalMeanImputer, DesignMatrix, PatternSubmodels
+
+    if strategy == "a submodel for each set of known features":
+        return Pipeline([("design", DesignMatrix()), ("classifier", PatternSubmodels(classifier))])
+    imputer = {
+        "the mean given what is known": ConditionalMeanImputer(),
+        "the nearest neighbours' mean": KNNImputer(n_neighbors=15, keep_empty_features=True),
+        "the median": SimpleImputer(strategy="median", keep_empty_features=True),
+    }[strategy]
+    return Pipeline([("design", DesignMatrix()), ("missing", imputer), ("classifier", classifier)])
 
 
-def nested_cross_validation(
-    estimator: Any, grid: dict[str, list[Any]], X: "pd.DataFrame", y: "pd.Series", folds: "np.ndarray"
-) -> dict[str, Any]:
-    """Judge a candidate with its tuning on people that neither has seen.
+STRATEGIES = (
+    "the median",
+    "the nearest neighbours' mean",
+    "a submodel for each set of known features",
+    "the mean given what is known",
+)
 
-    Returns the mean log-loss and ROC-AUC over all outer folds, the same by fold (`by_fold`), and each person's
-    probability of disease by repeat (`probability`, float64, shape (people, repeats)).
+
+def judge_strategies(X: "pd.DataFrame", y: "pd.Series", folds: "np.ndarray", seed: int) -> dict[str, dict[str, float]]:
+    """Compare what may stand for missing features, on the training batches alone: masked cross-validation.
+
+    From people held out, random sets of features are taken away; a logistic regression of fixed strength is judged on them.
+    Returns {strategy: {log_loss, masked_log_loss}}, the first on the people as they are.
     """
     import numpy as np
-    from sklearn.metrics import log_loss, roc_auc_score
 
-    probability = np.empty(folds.shape)
+    from estimators import mask
+    from scores import log_losses
+
+    result: dict[str, dict[str, float]] = {}
+    target = y.to_numpy()
+    for strategy in STRATEGIES:
+        random = np.random.default_rng(seed)  # the same features are taken away for each
+        losses: dict[str, list[float]] = {"log_loss": [], "masked_log_loss": []}
+        for repeat in range(folds.shape[1]):
+            for fold in range(FOLDS):
+                held_out = folds[:, repeat] == fold
+                model = with_missing(strategy, logistic()).fit(X[~held_out], target[~held_out])
+                away = np.isnan(mask(np.zeros((MASKS, X.shape[1])), random))
+                for missing in (np.zeros(X.shape[1], bool), *away):
+                    p = model.predict_proba(X[held_out].mask(np.tile(missing, (held_out.sum(), 1))))[:, 1]
+                    name = "masked_log_loss" if missing.any() else "log_loss"
+                    losses[name].append(float(log_losses(target[held_out], p).mean()))
+        result[strategy] = {name: float(np.mean(values)) for name, values in losses.items()}
+    return result
+
+
+SCORES = ("log_loss", "auc", "brier", "accuracy", "calibration_slope")
+
+
+def candidates(strategy: str, seed: int, people: int) -> dict[str, Any]:
+    """Return the estimators to compare, simplest first: {name: estimator that tunes itself by log-loss in inner folds}.
+
+    The vote, which `judge` and `fit_chosen` add, is the mean of all but the first. A support vector machine takes time by the
+    square of the people: beyond a few thousand there is none.
+    """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.dummy import DummyClassifier
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    from estimators import MaskAugmented, TunedLogisticRegression
+
+    logistic = TunedLogisticRegression(folds=INNER_FOLDS, random_state=seed)
+    # Platt's probabilities: a logistic regression on the distance from the border, each seen from outside.
+    machine = CalibratedClassifierCV(SVC(gamma=0.03), method="sigmoid", ensemble=False, cv=3)
+    tuned_machine = GridSearchCV(machine, {"estimator__C": [0.5, 2.0]}, scoring="neg_log_loss", cv=3)
+    forest = RandomForestClassifier(n_estimators=40, min_samples_leaf=3, max_features=3, random_state=seed)
+    copies = 8
+    boosting = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.05, max_leaf_nodes=6, l2_regularization=1,
+                                              min_samples_leaf=20 * (copies + 1), random_state=seed)  # fmt: skip
+    found = {
+        BASELINE: DummyClassifier(strategy="prior"),
+        "logistic regression": with_missing(strategy, logistic),
+        "support vector machine": with_missing(strategy, tuned_machine),
+        "random forest": with_missing(strategy, forest),
+        "gradient boosting": MaskAugmented(boosting, copies, seed),
+    }
+    if people >= MOST_COMPARED:
+        del found["support vector machine"]
+    return found
+
+
+def fit_chosen(name: str, found: dict[str, Any], X: "pd.DataFrame", y: "pd.Series") -> Any:
+    """Return the chosen candidate, tuned and fitted on everybody."""
+    from sklearn.base import clone
+    from sklearn.ensemble import VotingClassifier
+
+    if name != "vote":
+        return clone(found[name]).fit(X, y)
+    return VotingClassifier([(member, found[member]) for member in found if member != BASELINE], voting="soft").fit(X, y)
+
+
+def judge(found: dict[str, Any], X: "pd.DataFrame", y: "pd.Series", folds: "np.ndarray") -> dict[str, dict[str, Any]]:
+    """Judge every candidate, and the vote of all but the first, by nested cross-validation: see `judged`."""
+    import numpy as np
+    from sklearn.base import clone
+
+    result = {}
+    for name, estimator in found.items():
+        probability = np.empty(folds.shape)
+        for repeat in range(folds.shape[1]):
+            for fold in range(FOLDS):
+                held_out = folds[:, repeat] == fold
+                model = clone(estimator).fit(X[~held_out], y[~held_out])
+                probability[held_out, repeat] = model.predict_proba(X[held_out])[:, 1]
+        result[name] = judged(y.to_numpy(), probability, folds)
+        log.info("judged %s", name, extra={score: result[name][score] for score in SCORES})
+    members = [result[name]["probability"] for name in result if name != BASELINE]
+    if len(members) > 1:
+        result["vote"] = judged(y.to_numpy(), np.mean(members, axis=0), folds)
+    return result
+
+
+def judged(y: "np.ndarray", probability: "np.ndarray", folds: "np.ndarray") -> dict[str, Any]:
+    """Return a candidate's scores: the mean over the outer folds (the calibration slope's: over the repeats).
+
+    probability, folds: shape (people, repeats). Returns the scores of SCORES, `by_fold` (the same for each fold, in the order
+    of repeats; without the slope), `probability` and `fold`.
+    """
+    import numpy as np
+
+    from scores import scores
+
     by_fold = []
     for repeat in range(folds.shape[1]):
         for fold in range(FOLDS):
             held_out = folds[:, repeat] == fold
-            model = fit_tuned(estimator, grid, X[~held_out], y[~held_out])
-            p = model.predict_proba(X[held_out])[:, 1]
-            probability[held_out, repeat] = p
-            by_fold.append({"log_loss": float(log_loss(y[held_out], p)), "roc_auc": float(roc_auc_score(y[held_out], p))})
-    means = {metric: float(np.mean([scores[metric] for scores in by_fold])) for metric in by_fold[0]}
-    return {**means, "by_fold": by_fold, "probability": probability, "fold": folds}
+            found = scores(y[held_out], probability[held_out, repeat][:, None])
+            by_fold.append({name: found[name] for name in SCORES[:-1]})
+    means = {name: float(np.mean([fold[name] for fold in by_fold])) for name in SCORES[:-1]}
+    return {
+        **means,
+        "calibration_slope": scores(y, probability)["calibration_slope"],
+        "by_fold": by_fold,
+        "probability": probability,
+        "fold": folds,
+    }
+
+
+def choose(people: "pd.DataFrame", judged: dict[str, dict[str, Any]]) -> str:
+    """Return the simplest candidate that is not worse beyond chance than the one with the lowest log-loss.
+
+    By the corrected resampled t-test over the folds, one-sided, at 5 %.
+    """
+    from scores import SIGNIFICANCE, nadeau_bengio
+
+    best = min(judged, key=lambda name: judged[name]["log_loss"])
+    for name, result in judged.items():
+        ours, theirs = ([scores["log_loss"] for scores in r["by_fold"]] for r in (judged[best], result))
+        if name == best or (name != BASELINE and nadeau_bengio(ours, theirs, FOLDS) >= SIGNIFICANCE):
+            return name
+    raise AssertionError("the best is among them")
 
 
 def write_out_of_fold(path: Path, people: "pd.DataFrame", judged: dict[str, dict[str, Any]]) -> int:
@@ -216,7 +357,7 @@ def write_out_of_fold(path: Path, people: "pd.DataFrame", judged: dict[str, dict
             candidate=name, repeat=repeat, fold=result["fold"][:, repeat], probability=result["probability"][:, repeat]
         )
         for name, result in judged.items()
-        for repeat in range(REPEATS)
+        for repeat in range(result["fold"].shape[1])
     ]
     table = pd.concat(parts)
     table.to_csv(path, index=False, float_format="%.9g")
@@ -227,6 +368,8 @@ def register(
     model: Any,
     people: "pd.DataFrame",
     judged: dict[str, dict[str, Any]],
+    strategies: dict[str, dict[str, float]],
+    lineage: list[dict[str, Any]],
     out_of_fold: Path,
     parameters: dict[str, Any],
     tags: dict[str, str],
@@ -234,47 +377,61 @@ def register(
 ) -> tuple[str, int]:
     """Log the run with its candidates and register the model; return the run's id and the model's version."""
     import importlib.metadata
+    import platform
 
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.entities import Metric
     from mlflow.models import infer_signature
+
+    from estimators import FEATURES, TRUSTED
 
     X = people[list(FEATURES)]
     dataset = mlflow.data.from_pandas(
         people.drop(columns="account_id").astype({"target": "float64"}),
-        source=CodeDatasetSource(tags={"mlflow.source.name": "heart_analysis.heart_feature"}),
+        source=CodeDatasetSource(tags={"mlflow.source.name": "heart_analysis.heart_feature", "loads": json.dumps(lineage)}),
         targets="target",
         name=parameters["training_batches"],
         digest=digest[:32],
     )
-    names = ("mlflow-skinny", "pandas", "scikit-learn", "skops")
-    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    names = ("mlflow-skinny", "numpy", "pandas", "scikit-learn", "skops")
+    versions = {name: importlib.metadata.version(name) for name in names}
     with mlflow.start_run(run_name=f"train {tags['heart.run']}", tags=tags) as run:
-        mlflow.log_params(parameters)
+        client = mlflow.MlflowClient()
+        mlflow.log_params(parameters | {"python": platform.python_version()} | versions)
         mlflow.log_input(dataset, context="training")
         mlflow.log_artifact(str(out_of_fold))
+        mlflow.log_dict({"batches": lineage, "records": digest}, "lineage.json")
+        mlflow.log_dict(strategies, "missing_features.json")
         for name, result in judged.items():
-            with mlflow.start_run(run_name=name, nested=True):
-                for step, scores in enumerate(result["by_fold"]):
-                    mlflow.log_metrics({f"fold_{metric}": value for metric, value in scores.items()}, step=step)
-                mlflow.log_metrics({metric: result[metric] for metric in ("log_loss", "roc_auc")})
+            with mlflow.start_run(run_name=name, nested=True) as child:
+                steps = [Metric(f"fold_{score}", value, run.info.start_time, step)
+                         for step, scores in enumerate(result["by_fold"]) for score, value in scores.items()]  # fmt: skip
+                totals = [Metric(score, result[score], run.info.start_time, 0) for score in SCORES]
+                client.log_batch(child.info.run_id, metrics=[m for m in steps + totals if m.value == m.value])
         best = judged[parameters["chosen"]]
-        mlflow.log_metrics({f"cv_{metric}": best[metric] for metric in ("log_loss", "roc_auc")})
-        mlflow.log_params({f"tuned.{k}": v for k, v in model.named_steps["classifier"].get_params().items()})
+        mlflow.log_metrics({f"cv_{score}": best[score] for score in SCORES})
+        mlflow.log_params({f"tuned.{k}": v for k, v in tuned(model).items()})
         info = mlflow.sklearn.log_model(
             model,
             name="model",
             serialization_format="skops",
-            signature=infer_signature(X, model.predict_proba(X.head())[:, 1]),
+            skops_trusted_types=list(TRUSTED),
+            signature=infer_signature(X, model.predict_proba(X.head())),
             input_example=X.head(),
-            pip_requirements=requirements,
+            pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
             pyfunc_predict_fn="predict_proba",
             registered_model_name=MODEL_NAME,
         )
         version = int(info.registered_model_version)
         for key, value in tags.items():
-            mlflow.MlflowClient().set_model_version_tag(MODEL_NAME, str(version), key, value)
+            client.set_model_version_tag(MODEL_NAME, str(version), key, value)
         return run.info.run_id, version
+
+
+def tuned(model: Any) -> dict[str, Any]:
+    """Return a model's settings that are numbers or words, without those of its parts that say nothing."""
+    return {k: v for k, v in model.get_params().items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
 
 
 if __name__ == "__main__":

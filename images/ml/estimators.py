@@ -1,0 +1,260 @@
+"""What every model here is made of: 13 features, how they become numbers, and what stands for those that are not known.
+
+All estimators follow scikit-learn's conventions. X is always a frame, or an array, of the 13 FEATURES in their order,
+float64, NaN where a feature is not known: shape (people, 13).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
+
+FEATURES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal")
+# Lowest and highest value: years, mm Hg, mg/dl, bpm, mm of ST depression. The same as the warehouse's.
+QUANTITIES = {"age": (0, 120), "trestbps": (50, 300), "chol": (50, 1000), "thalach": (30, 250), "oldpeak": (0, 10)}
+CODES = {"sex": (0, 1), "cp": (1, 2, 3, 4), "fbs": (0, 1), "restecg": (0, 1, 2), "exang": (0, 1), "slope": (1, 2, 3),
+         "ca": (0, 1, 2, 3), "thal": (3, 6, 7)}  # fmt: skip
+# What reading a stored model may bring to life, beside scikit-learn's public classes.
+TRUSTED = (
+    "estimators.ConditionalMeanImputer",
+    "estimators.DesignMatrix",
+    "estimators.MaskAugmented",
+    "estimators.PatternSubmodels",
+    "estimators.TunedLogisticRegression",
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.metrics._classification.log_loss",
+    "sklearn.metrics._scorer._Scorer",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+)
+
+
+def one_blas_thread() -> Any:
+    """Give a context in which linear algebra takes one thread: on a few hundred people more only wait for each other."""
+    return threadpool_limits(1, user_api="blas")
+
+
+def check(X: np.ndarray) -> None:
+    """Raise ValueError that names the first feature with a value that it can't have."""
+    for column, name in zip(X.T, FEATURES, strict=True):
+        known = column[~np.isnan(column)]
+        if name in CODES:
+            wrong, allowed = known[~np.isin(known, CODES[name])], f"one of {', '.join(map(str, CODES[name]))}"
+        else:
+            low, high = QUANTITIES[name]
+            wrong, allowed = known[(known < low) | (known > high)], f"between {low} and {high}"
+        if len(wrong):
+            raise ValueError(f"{name}: {wrong[0]:g} is not {allowed}; leave it out where it is not known")
+
+
+class DesignMatrix(TransformerMixin, BaseEstimator):
+    """Turn the features into columns around 0: quantities standardised, codes one-hot (yes/no: one column).
+
+    A feature that is not known is NaN in each of its columns. `feature_of_` gives the index of each column's feature.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> "DesignMatrix":
+        """Learn means and standard deviations; both are those of the people in whom a feature is known."""
+        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan")
+        columns, self.feature_of_ = self._columns(X)
+        known = ~np.isnan(columns)
+        count = np.maximum(known.sum(axis=0), 1)
+        self.mean_ = np.where(known, columns, 0).sum(axis=0) / count
+        deviation = np.sqrt((np.where(known, columns - self.mean_, 0) ** 2).sum(axis=0) / count)
+        quantity = np.array([FEATURES[i] in QUANTITIES for i in self.feature_of_])
+        self.scale_ = np.where(quantity & (deviation > 0), deviation, 1.0)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the columns: float64, shape (people, columns). Raises ValueError where a value can't be."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan", reset=False)
+        check(X)
+        return (self._columns(X)[0] - self.mean_) / self.scale_
+
+    @staticmethod
+    def _columns(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        columns, feature_of = [], []
+        for i, name in enumerate(FEATURES):
+            codes = CODES.get(name, ())
+            one_hot = [np.where(np.isnan(X[:, i]), np.nan, X[:, i] == code) for code in codes] if len(codes) > 2 else [X[:, i]]
+            columns += one_hot
+            feature_of += [i] * len(one_hot)
+        return np.column_stack(columns), np.array(feature_of)
+
+
+class ConditionalMeanImputer(TransformerMixin, BaseEstimator):
+    """Fill in what is not known with its mean given what is known, as if all columns were jointly normal.
+
+    Mean and covariance are those of greatest likelihood (Dempster, Laird and Rubin, J. R. Statist. Soc. B 39 (1977) 1);
+    `shrinkage` adds to the diagonal, so that columns which sum to one are no obstacle.
+    """
+
+    def __init__(self, shrinkage: float = 0.1, max_iter: int = 20) -> None:
+        """Keep the settings."""
+        self.shrinkage = shrinkage
+        self.max_iter = max_iter
+
+    def fit(self, Z: Any, y: Any = None) -> "ConditionalMeanImputer":
+        """Learn mean and covariance."""
+        Z = validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan")
+        self.mean_ = np.zeros(Z.shape[1])
+        self.covariance_ = np.eye(Z.shape[1])
+        for _ in range(self.max_iter):
+            filled, unknown = self._fill(Z)
+            mean = filled.mean(axis=0)
+            covariance = (filled - mean).T @ (filled - mean) / len(Z) + unknown / len(Z)
+            covariance += self.shrinkage * np.diag(np.maximum(np.diag(covariance), 1e-3))
+            moved = np.abs(covariance - self.covariance_).max() + np.abs(mean - self.mean_).max()
+            self.mean_, self.covariance_ = mean, covariance
+            if moved < 1e-3:
+                break
+        return self
+
+    def transform(self, Z: Any) -> np.ndarray:
+        """Return the columns without gaps: float64, of the same shape."""
+        check_is_fitted(self)
+        return self._fill(validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan", reset=False))[0]
+
+    def spread(self, Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of each row's weighted sum that comes from what is not known: shape (people,)."""
+        result = np.zeros(len(Z))
+        for rows, missing in patterns(Z):
+            _, rest = self._given(missing)
+            result[rows] = np.sqrt(max(weights[missing] @ rest @ weights[missing], 0))
+        return result
+
+    def _fill(self, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return Z without gaps, and the covariance that the filled in values lack, summed over the rows."""
+        filled, unknown = Z.copy(), np.zeros_like(self.covariance_)
+        for rows, missing in patterns(Z):
+            regression, rest = self._given(missing)
+            known = Z[np.ix_(rows, ~missing)] - self.mean_[~missing]
+            filled[np.ix_(rows, missing)] = self.mean_[missing] + known @ regression.T
+            unknown[np.ix_(missing, missing)] += len(rows) * rest
+        return filled, unknown
+
+    def _given(self, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the regression of missing columns on known ones, and the covariance that remains."""
+        S = self.covariance_
+        regression = np.linalg.solve(S[np.ix_(~missing, ~missing)], S[np.ix_(~missing, missing)]).T
+        return regression, S[np.ix_(missing, missing)] - regression @ S[np.ix_(~missing, missing)]
+
+
+class TunedLogisticRegression(LogisticRegression):
+    """Logistic regression with the strongest regularisation that is not worse than the best by more than one standard error.
+
+    By log-loss in repeated cross-validation, over differences to the best within the same folds (the one-standard-error rule of
+    Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984).
+    """
+
+    GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+    def __init__(self, C: float = 1.0, folds: int = 5, repeats: int = 2, random_state: int = 0) -> None:
+        """Keep the settings; C is what fitting finds."""
+        super().__init__(C=C, max_iter=1000, random_state=random_state)
+        self.folds = folds
+        self.repeats = repeats
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "TunedLogisticRegression":
+        """Find C, then fit with it."""
+        inner = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.random_state)
+        path = LogisticRegressionCV(Cs=list(self.GRID), l1_ratios=(0,), cv=inner, scoring="neg_log_loss", solver="newton-cholesky", tol=1e-3,
+                                    use_legacy_attributes=False)  # fmt: skip
+        scores = np.asarray(path.fit(X, y).scores_).reshape(self.folds * self.repeats, len(self.GRID))
+        worse = scores[:, [scores.mean(axis=0).argmax()]] - scores
+        error = worse.std(axis=0, ddof=1) / np.sqrt(len(worse))
+        self.C = self.GRID[int(np.flatnonzero(worse.mean(axis=0) <= error)[0])]
+        return super().fit(X, y, sample_weight)
+
+
+class PatternSubmodels(ClassifierMixin, BaseEstimator):
+    """One model for each set of known features, fitted on the people in whom these are all known.
+
+    Models are made when they are asked for; so what it was trained on stays with it.
+    """
+
+    def __init__(self, classifier: Any) -> None:
+        """Keep the model to be fitted again and again."""
+        self.classifier = classifier
+
+    def fit(self, Z: Any, y: Any) -> "PatternSubmodels":
+        """Keep the people."""
+        self.Z_ = validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan")
+        self.y_ = np.asarray(y)
+        self.classes_ = np.unique(self.y_)
+        return self
+
+    def predict_proba(self, Z: Any) -> np.ndarray:
+        """Return the probabilities of both classes: shape (people, 2)."""
+        check_is_fitted(self)
+        Z = validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan", reset=False)
+        result = np.empty((len(Z), 2))
+        for rows, missing in patterns(Z, complete=True):
+            taught = ~np.isnan(self.Z_[:, ~missing]).any(axis=1)
+            model = clone(self.classifier).fit(self.Z_[np.ix_(taught, ~missing)], self.y_[taught])
+            result[rows] = model.predict_proba(Z[np.ix_(rows, ~missing)])
+        return result
+
+    def predict(self, Z: Any) -> np.ndarray:
+        """Return the more probable class: shape (people,)."""
+        return self.classes_[self.predict_proba(Z).argmax(axis=1)]
+
+
+class MaskAugmented(ClassifierMixin, BaseEstimator):
+    """A model that takes NaN, taught what it means: beside each person also copies of which features were taken away."""
+
+    def __init__(self, classifier: Any, copies: int = 8, random_state: int = 0) -> None:
+        """Keep the settings."""
+        self.classifier = classifier
+        self.copies = copies
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "MaskAugmented":
+        """Fit the model on people and copies."""
+        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan")
+        random = np.random.default_rng(self.random_state)
+        everybody = np.vstack([X, *(mask(X, random) for _ in range(self.copies))])
+        self.classifier_ = clone(self.classifier).fit(everybody, np.tile(y, self.copies + 1))
+        self.classes_ = self.classifier_.classes_
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of both classes: shape (people, 2). Raises ValueError where a value can't be."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan", reset=False)
+        check(X)
+        return self.classifier_.predict_proba(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the more probable class: shape (people,)."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+def mask(X: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return a copy with features taken away at random: from a person none to half of them, but never age and sex."""
+    rate = random.choice([0, 0.1, 0.2, 0.3, 0.4, 0.5], size=(len(X), 1))
+    away = random.random(X.shape) < rate
+    away[:, [FEATURES.index("age"), FEATURES.index("sex")]] = False
+    return np.where(away, np.nan, X)
+
+
+def patterns(Z: np.ndarray, complete: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give the rows that lack the same columns, and which these are, one pattern after the other; also none if `complete`."""
+    missing = np.isnan(Z)
+    numbers = missing @ (1 << np.arange(Z.shape[1], dtype="int64"))
+    found, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    ends = np.cumsum(np.bincount(which, minlength=len(found)))
+    for k, number in enumerate(found):
+        if number or complete:
+            yield order[ends[k - 1] if k else 0 : ends[k]], missing[first[k]]
