@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline down destroy data lock uv FORCE
+.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline predict history rollback serve down destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,18 @@ up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until 
 
 pipeline: ## run everything once through Airflow, follow it, show what came of it  [BATCH="a b"] [DIALECT=kaggle] [FORCE=1] [SEED=1]
 	@$(PYTHON) stack/stack.py pipeline
+
+predict: ## what the champion says of one person, as in predict ARGS="--age 54 --sex 1 --cp 4"; ARGS=--help lists the findings
+	@$(PYTHON) stack/ask.py predict $(ARGS)
+
+history: ## which model version was the champion from when until when, and why
+	@$(PYTHON) stack/ask.py history
+
+rollback: ## make the previous champion the champion again, and record it
+	@$(PYTHON) stack/ask.py rollback
+
+serve: ## answer with the champion over HTTP, in the stack; follows the next promotion  [MODEL_PORT=5001]
+	@$(PYTHON) stack/ask.py serve
 
 logs/%: ## show a stage's log of the newest run, as in logs/load
 	@$(PYTHON) stack/stack.py log $*

@@ -83,7 +83,7 @@ def run_pipeline(
         if any(event["stage"] == "load" and event["state"] in ("done", "unchanged") for event in follower.events):
             # In the stack the asset sets off this DAG; here it is asked each time, and its stages skip what is done.
             mlflow.wait()
-            run_dag(dags["ml_dag"], {"seed": seed, "training_batch": training_batch, "force": force})
+            run_dag(dags["ml_dag"], {"seed": seed, "training_batch": training_batch, "force": force, "retrain": False})
         document = summary.summarise(follower.events, count_rows(database), time.monotonic() - started)
     if not document["stages"]:
         console.print(f"[bold red]no batch was found[/] in {data}; see {AIRFLOW_LOG}", highlight=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """What a full run came to: the document that `.run/summary.json` holds, and the table that a person reads."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,8 @@ def model(results: dict[tuple[str, str | None], dict[str, Any]]) -> dict[str, An
     metrics = evaluated["metrics"]
     names = {"name": "model_name", "version": "model_version", "alias": "alias", "decision": "decision", "reason": "reason",
              "champion": "champion_version", "trained_on": "trained_on", "metrics": "metrics", "sites": "sites",
-             "same_people": "same_people"}  # fmt: skip
+             "same_people": "same_people",
+             "leave_one_site_out": "leave_one_site_out", "drift": "drift", "retrain_on": "retrain_on"}  # fmt: skip
     return {name: metrics[key] for name, key in names.items()}
 
 
@@ -120,6 +123,12 @@ def show(summary: dict[str, Any], console: "Console", places: dict[str, str]) ->
         console.print(scores_table(judged))
         for batch, count in judged["same_people"].items():
             console.print(f"{batch}: all values as somebody's trained on, so no test: {count}", highlight=False)
+        drifted = [f"{batch} ({len(found['features'])} features)" for batch, found in judged["drift"].items() if found["drifted"]]
+        if drifted:
+            console.print(f"unlike the people that it was trained on: {', '.join(drifted)}", highlight=False)
+        if judged["retrain_on"]:
+            batches = " ".join(judged["retrain_on"])
+            console.print(f'new, with diagnoses, and unlike them: to train on all, TRAINING_BATCH="{batches}"', highlight=False)
         console.print(f"[bold]{judged['decision']}[/]: {judged['reason']}", highlight=False)
     if summary["predictions"]:
         p = summary["predictions"]
@@ -152,6 +161,32 @@ def scores_table(judged: dict[str, Any]) -> "Table":
     groups |= {f"{batch}\n[dim]never seen[/]": site["metrics"] for batch, site in judged["sites"].items()}
     for group, metrics in groups.items():
         table.add_row(group, *(with_interval(metrics[key]) for key in columns.values()))
+    return table
+
+
+def answer(done: "subprocess.CompletedProcess[str]") -> int:
+    """Print what a stage that was asked for an answer said, or why it has none, without its log; return its exit code."""
+    logged = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    said = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("::"))
+    if done.returncode == 0:
+        print(said or next(line["message"] for line in reversed(logged) if line["message"] != "done"))
+    else:
+        errors = [line["message"] for line in logged if line["level"] == "ERROR"]
+        errors += [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        print("\n".join(errors), file=sys.stderr)
+    return done.returncode
+
+
+def history_table(champions: list[dict[str, Any]]) -> "Table":
+    """Return which model version was the champion from when until when, and why: rows of champion_history."""
+    from rich.table import Table
+
+    table = Table(title="Champions", title_justify="left", title_style="bold")
+    for name in ("version", "since", "until", "decision", "reason", "by"):
+        table.add_column(name, justify="right" if name == "version" else "left")
+    for champion in champions:
+        since, until = (champion[key][:16].replace("T", " ") if champion[key] else "now" for key in ("since", "until"))
+        table.add_row(str(champion["version"]), since, until, champion["decision"], champion["reason"], champion["decided_by"])
     return table
 
 

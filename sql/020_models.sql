@@ -76,6 +76,14 @@ CREATE TABLE IF NOT EXISTS heart_prediction (
 );
 COMMENT ON TABLE heart_prediction IS 'Probability of heart disease for people without a diagnosis; missing lists what was not known of them.';
 
+-- low and high: where the probability would lie in 95 % of cases, were the missing features known; factors: what moves the
+-- log-odds most, [{feature, value, effect}]; note: what is odd about the record.
+ALTER TABLE heart_prediction ADD COLUMN IF NOT EXISTS low float CHECK (low BETWEEN 0 AND 1);
+ALTER TABLE heart_prediction ADD COLUMN IF NOT EXISTS high float CHECK (high BETWEEN 0 AND 1);
+ALTER TABLE heart_prediction ADD COLUMN IF NOT EXISTS factors jsonb;
+ALTER TABLE heart_prediction ADD COLUMN IF NOT EXISTS note varchar;
+ALTER TABLE heart_prediction ADD COLUMN IF NOT EXISTS mlflow_run_id varchar;
+
 CREATE OR REPLACE VIEW heart_prediction_current AS
 SELECT DISTINCT ON (account_id) heart_prediction.*
 FROM heart_prediction

@@ -31,9 +31,12 @@ from summary import find_report, summarise, write  # noqa: E402
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
 CREDENTIALS = ROOT / (".credentials" if PROJECT == "heart" else f".credentials-{PROJECT}")
 READY_SECONDS = 600
+# With what `make serve` started.
+DOWN = ("docker", "compose", "--profile", "*", "down")
 # What is logged in to with a password; a role's is the password of the database role of that name.
 READERS = [name for name, stage in STAGES.items() if set(POSTGRES) <= set(stage.variables)]
 ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_ANALYST", *(f"HEART_{name.upper()}" for name in READERS))
+ADDRESS = "http://localhost"
 PAGES = (
     ("AIRFLOW", 8080, "AIRFLOW_PASSWORD", "heart"),
     ("MLFLOW", 600, "", ""),
@@ -120,7 +123,7 @@ def down() -> None:
     compose("stop", "airflow-scheduler", "airflow-worker")  # first, so that they start no other stage
     if left := stage_containers():
         subprocess.run(["docker", "stop", "--time", "5", *left], capture_output=True)
-    sys.exit(subprocess.run(["docker", "compose", "down", "--remove-orphans"], cwd=ROOT, env=environment()).returncode)
+    sys.exit(subprocess.run([*DOWN, "--remove-orphans"], cwd=ROOT, env=environment()).returncode)
 
 
 def destroy() -> None:
@@ -132,9 +135,7 @@ def destroy() -> None:
     compose("stop", "airflow-scheduler", "airflow-worker")
     if left := stage_containers():
         subprocess.run(["docker", "rm", "--force", *left], capture_output=True)
-    if code := subprocess.run(
-        ["docker", "compose", "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()
-    ).returncode:
+    if code := subprocess.run([*DOWN, "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()).returncode:
         sys.exit(code)
     CREDENTIALS.unlink(missing_ok=True)
 
@@ -180,7 +181,7 @@ def in_airflow(*arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]
 def address_of(page: str) -> str:
     """Return the address of one of the system's pages."""
     (port,) = [port for name, port, _, _ in PAGES if name == page]
-    return f"http://localhost:{os.environ.get(f'{page}_PORT', port)}"
+    return f"{ADDRESS}:{os.environ.get(f'{page}_PORT', port)}"
 
 
 def move_deliveries() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from estimators import CODES, FEATURES
+from features import CODES, FEATURES
 
 BINS = 10
 LEAST_INDEX = 0.2

@@ -112,7 +112,7 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
 
 def read_warehouse() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
     """Return everybody (account_id, 13 features as float64, target 0, 1 or NaN, batch, load_id), and each batch's last load."""
-    from estimators import FEATURES
+    from features import FEATURES
 
     with warehouse("evaluate") as connection, connection.cursor() as cursor:
         people = read_frame(cursor, PEOPLE)
@@ -143,7 +143,7 @@ def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> di
     features equal those of somebody trained on; `unseen`: the frame of the chosen candidate's judgements; `all`: that of every
     candidate's.
     """
-    from estimators import FEATURES
+    from features import FEATURES
 
     features = list(FEATURES)
     unseen = out_of_fold[out_of_fold["candidate"] == out_of_fold.attrs["chosen"]]
@@ -169,7 +169,7 @@ def leave_one_site_out(model: Any, people: "pd.DataFrame") -> dict[str, float]:
     import numpy as np
     from sklearn.base import clone
 
-    from estimators import FEATURES
+    from features import FEATURES
     from scores import scores
 
     result = {}
@@ -191,7 +191,7 @@ def sing(model: Any, people: "pd.DataFrame", seed: int) -> float:
     from sklearn.base import clone
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    from estimators import FEATURES
+    from features import FEATURES
 
     random = np.random.default_rng(seed)
     sample = people.iloc[np.sort(random.permutation(len(people))[:CANARY_PEOPLE])]
@@ -309,7 +309,7 @@ def draw(
     """Return the figures by name."""
     import plots
     import slices
-    from estimators import FEATURES
+    from features import FEATURES
     from scores import compare
 
     y, p = judged["people"][CROSS_VALIDATED]
@@ -337,7 +337,7 @@ def shuffled_features(judged: dict[str, Any], model: Any, people: "pd.DataFrame"
     """
     from sklearn.inspection import permutation_importance
 
-    from estimators import FEATURES
+    from features import FEATURES
 
     outside = people[~people["batch"].isin(judged["trained_on"])]
     sample = outside if len(outside) >= FEWEST_PEOPLE else people
@@ -368,7 +368,7 @@ def render_report(
     from mlflow.artifacts import load_dict
 
     import slices
-    from estimators import FEATURES
+    from features import FEATURES
     from scores import compare
 
     children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")

@@ -47,8 +47,8 @@ def alarms(challenger: Scores, canary: float, sites: dict[str, Scores]) -> list[
     for site, results in sites.items():
         if results["auc"]["high"] is not None and results["auc"]["high"] < 0.5:
             found.append(
-                f"inverted target: at {site} the AUC is {results['auc']['value']:.3f}; there, or in the training batches, 1 means no "
-                "disease: check the dialect that it was delivered in"
+                f"inverted target: at {site} the AUC is {results['auc']['value']:.3f}; there, or in the training batches, 1 "
+                "means no disease: check the dialect that it was delivered in"
             )
     return found
 

@@ -128,7 +128,7 @@ def candidates(differences: dict[str, dict[str, float]]) -> Figure:
     low, high = (np.array([differences[name][end] for name in names]) for end in ("low", "high"))
     axes.errorbar(middle, names, xerr=[middle - low, high - middle], fmt="s", markersize=5, capsize=3)
     axes.axvline(0, color=INK, linestyle=":", linewidth=1)
-    axes.set(xlabel="difference of log-loss to the chosen one; left of 0: better", ylim=(-0.6, len(names) - 0.4))
+    axes.set(xlabel="difference of log-loss (left of 0: better)", ylim=(-0.6, len(names) - 0.4))
     return figure
 
 
@@ -158,11 +158,12 @@ def missing(share: pd.DataFrame) -> Figure:
 
 def _heat_map(table: pd.DataFrame, title: str, text: Callable[[str, str, float], str]) -> Figure:
     figure, axes = plt.subplots(figsize=(5.2, 5.2))
-    axes.imshow(np.clip(table.to_numpy(), 0, 1), cmap="Oranges", vmin=0, vmax=1, alpha=0.7, aspect="auto")
+    axes.imshow(np.clip(table.to_numpy(), 0, 1), cmap="Oranges", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(table.shape[1]), table.columns)
     axes.set_yticks(range(table.shape[0]), table.index)
     for (i, j), value in np.ndenumerate(table.to_numpy()):
-        axes.text(j, i, text(table.columns[j], table.index[i], value), ha="center", va="center", fontsize=8)
+        colour = "white" if value > 0.6 else "#24292f"
+        axes.text(j, i, text(table.columns[j], table.index[i], value), ha="center", va="center", fontsize=8, color=colour)
     axes.set_title(title, fontsize=10)
     return figure
 

@@ -14,11 +14,8 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-FEATURES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal")
-# Lowest and highest value: years, mm Hg, mg/dl, bpm, mm of ST depression. The same as the warehouse's.
-QUANTITIES = {"age": (0, 120), "trestbps": (50, 300), "chol": (50, 1000), "thalach": (30, 250), "oldpeak": (0, 10)}
-CODES = {"sex": (0, 1), "cp": (1, 2, 3, 4), "fbs": (0, 1), "restecg": (0, 1, 2), "exang": (0, 1), "slope": (1, 2, 3),
-         "ca": (0, 1, 2, 3), "thal": (3, 6, 7)}  # fmt: skip
+from features import CODES, FEATURES, QUANTITIES
+
 # What reading a stored model may bring to life, beside scikit-learn's public classes.
 TRUSTED = (
     "estimators.ConditionalMeanImputer",
@@ -59,7 +56,8 @@ def check(X: np.ndarray) -> None:
 class DesignMatrix(TransformerMixin, BaseEstimator):
     """Turn the features into columns around 0: quantities standardised, codes one-hot (yes/no: one column).
 
-    A feature that is not known is NaN in each of its columns. `feature_of_` gives the index of each column's feature.
+    A feature that is not known is NaN in each of its columns. `feature_of_` gives the index of each column's feature, `known_`
+    the share of people in whom each feature was known.
     """
 
     def fit(self, X: Any, y: Any = None) -> "DesignMatrix":
@@ -71,6 +69,7 @@ class DesignMatrix(TransformerMixin, BaseEstimator):
         self.mean_ = np.where(known, columns, 0).sum(axis=0) / count
         deviation = np.sqrt((np.where(known, columns - self.mean_, 0) ** 2).sum(axis=0) / count)
         quantity = np.array([FEATURES[i] in QUANTITIES for i in self.feature_of_])
+        self.known_ = (~np.isnan(X)).mean(axis=0)
         self.scale_ = np.where(quantity & (deviation > 0), deviation, 1.0)
         return self
 
@@ -168,8 +167,15 @@ class TunedLogisticRegression(LogisticRegression):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "TunedLogisticRegression":
         """Find C, then fit with it."""
         inner = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.random_state)
-        path = LogisticRegressionCV(Cs=list(self.GRID), l1_ratios=(0,), cv=inner, scoring="neg_log_loss", solver="newton-cholesky", tol=1e-3,
-                                    use_legacy_attributes=False)  # fmt: skip
+        path = LogisticRegressionCV(
+            Cs=list(self.GRID),
+            l1_ratios=(0,),
+            cv=inner,
+            scoring="neg_log_loss",
+            solver="newton-cholesky",
+            tol=1e-3,
+            use_legacy_attributes=False,
+        )
         scores = np.asarray(path.fit(X, y).scores_).reshape(self.folds * self.repeats, len(self.GRID))
         worse = scores[:, [scores.mean(axis=0).argmax()]] - scores
         error = worse.std(axis=0, ddof=1) / np.sqrt(len(worse))

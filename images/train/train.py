@@ -50,7 +50,8 @@ FEWEST_OF_A_CLASS = 20
               help="Fixes the folds and the models.")  # fmt: skip
 def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
     """Run the stage: see the module's docstring."""
-    from estimators import FEATURES, one_blas_thread
+    from estimators import one_blas_thread
+    from features import FEATURES
 
     people, loads = read_people()
     batches = list(training_batch) or [largest_batch(people)]
@@ -107,7 +108,7 @@ def read_people() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
 
     The frame has account_id, 13 features (float64), target (int64), batch. Raises InputRefused where nobody has a diagnosis.
     """
-    from estimators import FEATURES
+    from features import FEATURES
 
     with warehouse("train") as connection, connection.cursor() as cursor:
         people = read_frame(cursor, PEOPLE)
@@ -384,7 +385,8 @@ def register(
     from mlflow.entities import Metric
     from mlflow.models import infer_signature
 
-    from estimators import FEATURES, TRUSTED
+    from estimators import TRUSTED
+    from features import FEATURES
 
     X = people[list(FEATURES)]
     dataset = mlflow.data.from_pandas(
