@@ -27,6 +27,9 @@ from stages import STAGES
     max_active_runs=1,
     params={
         "seed": Param(1989, type="integer", title="Seed", description="Fixes folds, models and resampling."),
+        "repeats": Param(
+            10, type="integer", minimum=1, maximum=100, title="Repeats", description="How often cross-validation is repeated."
+        ),
         "training_batch": Param(
             "", type="string", title="Training batches", description="Separated by spaces; empty: the one with the most people."
         ),
@@ -48,7 +51,8 @@ from stages import STAGES
 def ml_dag() -> None:
     """Build the DAG from the stages that run once for all batches."""
     tasks: dict[str, StageTask] = {}
-    given = {"HEART_SEED": "seed", "HEART_TRAINING_BATCH": "training_batch", "HEART_SCORED_BATCH": "scored_batch"}
+    given = {"HEART_SEED": "seed", "HEART_TRAINING_BATCH": "training_batch", "HEART_SCORED_BATCH": "scored_batch",
+             "HEART_REPEATS": "repeats"}  # fmt: skip
     for stage in (s for s in STAGES.values() if not s.per_batch):
         variables = {"HEART_FORCE": "{{ params.force }}"}
         variables |= {name: f"{{{{ params.{param} }}}}" for name, param in given.items() if name in stage.environment}

@@ -86,10 +86,11 @@ def free_port() -> str:
 
 
 @contextmanager
-def running_stack(project: str) -> Iterator[Stack]:
-    """Bring a system up; remove it with its data at the end."""
+def running_stack(project: str, data: Path = ROOT / "data") -> Iterator[Stack]:
+    """Bring a system up that takes its deliveries from a folder; remove it with its data at the end."""
     ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
-    stack = Stack(base_environment() | ports | {"COMPOSE_PROJECT_NAME": project})
+    model = {"MODEL_PORT": free_port()}
+    stack = Stack(base_environment() | ports | model | {"COMPOSE_PROJECT_NAME": project, "HEART_DATA": str(data)})
     stack.environment.pop("YES", None)
     stack.make("destroy", "YES=1")
     try:

@@ -149,10 +149,13 @@ class Delivery:
         return self.artifacts / uri
 
 
-def ask_mlflow(address: str, path: str, /, **query: str) -> dict:
-    """Ask MLflow's REST API."""
+def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, **query: str) -> dict:
+    """Ask MLflow's REST API, or send it a body."""
     arguments = "&".join(f"{name}={value}" for name, value in query.items())
-    with urllib.request.urlopen(f"{address}/api/2.0/mlflow/{path}?{arguments}", timeout=30) as answer:  # noqa: S310
+    url = f"{address}/api/2.0/mlflow/{path}?{arguments}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
         return json.load(answer)
 
 

@@ -1,12 +1,14 @@
 """The whole system, as people bring it up and look at it: `make up`, `make pipeline`, Airflow, MLflow, pgAdmin, `make down`."""
 
 import json
+import shutil
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from browser import Browser, browser
 from runners import docker, inspect, wait_until
 from stacks import Stack, running_stack
-from support import ROOT, STAGES, ask_mlflow
+from support import FEATURES, ROOT, STAGES, ask_mlflow
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 PROJECT = "heart-test"
@@ -22,9 +24,13 @@ SCREENSHOTS = ROOT / ".run" / "screenshots"
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Bring the system up on ports of its own; remove it with its data at the end."""
-    with running_stack(PROJECT) as stack:
+    data = tmp_path_factory.mktemp("deliveries")
+    data.parent.chmod(0o755)
+    shutil.copytree(ROOT / "data", data, dirs_exist_ok=True)
+    data.chmod(0o755)
+    with running_stack(PROJECT, data) as stack:
         yield stack
 
 
@@ -194,6 +200,49 @@ def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, f
     assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
 
 
+def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
+    answered = stack.make("predict", "ARGS=--age 54 --sex 1 --cp 4")
+    assert answered.returncode == 0 and answered.stdout.startswith("Probability of heart disease: 0."), answered.stderr
+    wrong = stack.make("predict", "ARGS=--age 540")
+    assert wrong.returncode != 0 and "540" in wrong.stderr and "--age" in wrong.stderr
+    history = stack.make("history")
+    assert history.returncode == 0 and "promoted" in history.stdout
+    back = stack.make("rollback")
+    assert back.returncode != 0 and "first champion" in back.stderr
+
+    served = stack.make("serve")
+    assert served.returncode == 0, served.stdout + served.stderr
+    address = stack.address("MODEL")
+    wait_until(lambda: ask_model(address, {})[0] != 503)
+    person = dict.fromkeys(FEATURES) | {"age": 54, "sex": 1, "cp": 4}
+    code, answer, version = ask_model(address, {"dataframe_records": [person]})
+    assert (code, version) == (200, "1") and 0.5 < answer["predictions"][0][1] < 1
+    for name, value in (("cp", 9), ("age", "old"), ("chol", 5000)):
+        code, answer, _ = ask_model(address, {"dataframe_records": [person | {name: value}]})
+        assert 400 <= code < 500 and name in json.dumps(answer), (name, answer)
+    del person["thal"]
+    code, answer, _ = ask_model(address, {"dataframe_records": [person]})
+    assert code == 400 and "thal" in answer["message"]
+
+    # It follows the alias.
+    mlflow = stack.address("MLFLOW")
+    alias = {"name": "heart-disease", "alias": "champion"}
+    ask_mlflow(mlflow, "registered-models/alias", alias | {"version": "2"})
+    wait_until(lambda: ask_model(address, {})[2] == "2")
+    ask_mlflow(mlflow, "registered-models/alias", alias | {"version": "1"})
+
+
+def ask_model(address: str, body: dict[str, Any]) -> tuple[int, Any, str | None]:
+    """Ask the scoring server; return the status, the answer, and the version that answered."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{address}/invocations", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer), answer.headers["x-model-version"]
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error), error.headers["x-model-version"]
+
+
 def test_a_cancelled_task_takes_its_container_along(stack, first):
     run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
     mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
@@ -250,6 +299,29 @@ def test_restarts_lose_nothing(stack, first):
     nothing_is_lost()
 
 
+def test_a_new_batch_that_has_drifted_sets_off_training_on_it_too(stack, first):
+    folder = Path(stack.environment["HEART_DATA"]) / "prague"
+    folder.mkdir()
+    for name in ("account_raw.csv", "heart_raw.csv"):
+        lines = (ROOT / "data" / "hungary" / name).read_text().splitlines()
+        folder.joinpath(name).write_text("\n".join([lines[0], *(f"PRG-{line}" for line in lines[1:])]) + "\n")
+    before = {run["dag_run_id"] for run in stack.airflow("dags/ml_dag/dagRuns", limit=100)["dag_runs"]}
+    done = stack.make("pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def set_off() -> list[dict[str, Any]]:
+        runs = stack.airflow("dags/ml_dag/dagRuns", limit=100)["dag_runs"]
+        return [run for run in runs if run["dag_run_id"] not in before and run["conf"].get("training_batch")]
+
+    wait_until(lambda: [run["state"] for run in set_off()] in (["success"], ["failed"]), 300)
+    (retrained,) = set_off()
+    assert retrained["state"] == "success" and retrained["conf"]["training_batch"] == "cleveland prague"
+    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(retrained['dag_run_id'])}/taskInstances"
+    assert stack.airflow(f"{path}/retrain")["state"] == "skipped", "it does not go on for ever"
+    told = stack.airflow(f"{path}/evaluate/xcomEntries/return_value", deserialize="true")["value"]["metrics"]
+    assert told["trained_on"] == ["cleveland", "prague"] and told["drift"].keys() == {"hungary", "switzerland", "va_long_beach"}
+
+
 @pytest.mark.parametrize("name", ["BROKER_PASSWORD", "POSTGRES_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "HEART_LOAD_DB_PASSWORD"])
 def test_nothing_starts_while_a_credential_is_missing(stack, name, tmp_path):
     there = (ROOT / f".credentials-{PROJECT}").read_text().splitlines()
@@ -270,4 +342,4 @@ def test_nothing_starts_while_a_credential_is_missing(stack, name, tmp_path):
 def test_destroy_asks_first(stack, first):
     refused = stack.make("destroy")
     assert refused.returncode != 0 and "nothing was removed" in refused.stderr
-    assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
+    assert stack.query("SELECT count(*) >= 920 FROM heart_analysis.heart_fact") == [["t"]]

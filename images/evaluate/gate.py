@@ -76,6 +76,8 @@ def decide(
         return Decision("promoted", f"there was no champion, and it beats the prevalence{_figures(baseline)}")
     if champion is None:
         return Decision("kept champion", "no one has been judged unseen by both models, so they can't be compared")
+    if champion["low"] > 0:
+        return Decision("refused", f"it is worse than the champion{_figures(champion)}")
     if champion["high"] >= 0 or champion["p_value"] >= SIGNIFICANCE:
         return Decision("kept champion", f"it is not better beyond chance{_figures(champion)}")
     for site, (ours, theirs) in site_aucs.items():

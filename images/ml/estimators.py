@@ -230,7 +230,9 @@ class MaskAugmented(ClassifierMixin, BaseEstimator):
         X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan")
         random = np.random.default_rng(self.random_state)
         everybody = np.vstack([X, *(mask(X, random) for _ in range(self.copies))])
-        self.classifier_ = clone(self.classifier).fit(everybody, np.tile(y, self.copies + 1))
+        # Boosted trees can't bin a column in which nothing is known.
+        self.used_ = ~np.isnan(everybody).all(axis=0)
+        self.classifier_ = clone(self.classifier).fit(everybody[:, self.used_], np.tile(y, self.copies + 1))
         self.classes_ = self.classifier_.classes_
         return self
 
@@ -239,7 +241,7 @@ class MaskAugmented(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan", reset=False)
         check(X)
-        return self.classifier_.predict_proba(X)
+        return self.classifier_.predict_proba(X[:, self.used_])
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the more probable class: shape (people,)."""

@@ -144,7 +144,7 @@ def answer_for(person: dict[str, float]) -> None:
         print(f"  {missing}; if they were, it would lie between {p.low:.2f} and {p.high:.2f} in 95 % of cases")
     elif p.missing:
         print(f"  {missing}: {', '.join(p.missing)}")
-    for factor in p.factors:
+    for factor in (f for f in p.factors if abs(f["effect"]) >= 0.005):
         direction = "raises" if factor["effect"] > 0 else "lowers"
         print(f"  {factor['feature']} = {factor['value']:g} {direction} the log-odds by {abs(factor['effect']):.2f}"
               f"  ({MEANING[factor['feature']]})")  # fmt: skip

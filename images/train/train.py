@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-REPEATS, FOLDS, INNER_FOLDS = 10, 5, 5
+FOLDS, INNER_FOLDS = 5, 5
 # The same for the choice of what stands for missing features, where more would say no more.
 STRATEGY_REPEATS = 3
 # So many sets of features are taken away from the people of a fold, one set after the other.
@@ -48,7 +48,9 @@ FEWEST_OF_A_CLASS = 20
               help="Batch to train on; may be given again. Default: the one with the most diagnosed people.")  # fmt: skip
 @click.option("--seed", envvar="HEART_SEED", show_envvar=True, default=1989, show_default=True,
               help="Fixes the folds and the models.")  # fmt: skip
-def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
+@click.option("--repeats", envvar="HEART_REPEATS", show_envvar=True, default=10, show_default=True, type=click.IntRange(1, 100),
+              help="How often cross-validation is repeated with other folds.")  # fmt: skip
+def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) -> None:
     """Run the stage: see the module's docstring."""
     from estimators import one_blas_thread
     from features import FEATURES
@@ -58,7 +60,7 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
     people = select_people(people, batches)
     digest = hashlib.sha256(people.to_csv(index=False).encode()).hexdigest()
     job.inputs = [File("heart_analysis.heart_feature", digest, len(people))]
-    fingerprint = hashlib.sha256("/".join([digest, job.image, str(seed), *batches]).encode()).hexdigest()
+    fingerprint = hashlib.sha256("/".join([digest, job.image, str(seed), str(repeats), *batches]).encode()).hexdigest()
     rows = Rows(in_=len(people), out=len(people))
     log.info("read", extra={"people": len(people), "batches": batches, "diseased": int(people["target"].sum())})
 
@@ -70,8 +72,7 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
             job.nothing_to_do(f"version {newest.version} was trained on the same data", rows, metrics)
 
         sample = compared_people(people, seed)
-        repeats = REPEATS if len(sample) == len(people) else 1
-        folds = make_folds(sample, repeats, seed)
+        folds = make_folds(sample, repeats if len(sample) == len(people) else 1, seed)
         X, y = sample[list(FEATURES)], sample["target"]
         strategies = judge_strategies(X, y, folds[:, :STRATEGY_REPEATS], seed)
         strategy = min(strategies, key=lambda name: strategies[name]["masked_log_loss"])
@@ -86,7 +87,7 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int) -> None:
             count = write_out_of_fold(path, sample, judged)
             lineage = [load for load in loads if load["batch"] in batches]
             parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "compared_on": len(sample),
-                          "chosen": best, "missing_features": strategy, "repeats": repeats, "folds": FOLDS,
+                          "chosen": best, "missing_features": strategy, "repeats": folds.shape[1], "folds": FOLDS,
                           "inner_folds": INNER_FOLDS, "newest_load": max(load["load_id"] for load in loads)}  # fmt: skip
             tags = {"fingerprint": fingerprint, "heart.run": job.run, "heart.image": job.image, "heart.chosen": best,
                     "mlflow.source.git.commit": job.revision}  # fmt: skip

@@ -1,6 +1,8 @@
 """predict: a probability for everyone without a diagnosis, again when the record changes, and never twice."""
 
-from support import NOTHING_TO_DO, USAGE, Delivery, make_database, make_warehouse, mlflow_on
+import re
+
+from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, make_database, make_warehouse, mlflow_on
 
 
 def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_changes(trained):
@@ -25,6 +27,43 @@ def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_
     (again,) = warehouse.query(predictions)
     assert again[0] == "N2" and again[3] == [] and again[1] > ill[1]
     assert warehouse.query("SELECT count(*) FROM heart_analysis.heart_prediction") == [(3,)], "history is kept"
+
+
+def test_a_prediction_says_what_speaks_for_it_and_how_sure_it_can_be(trained):
+    delivery, warehouse, outcomes = trained
+    # Everyone of a batch, diagnosed or not, on demand.
+    outcome = delivery.stage("predict", None, "--scored-batch", "hungary")
+    assert outcome.rows["out"] == 294
+    found = warehouse.query(
+        "SELECT probability, low, high, missing, factors, note, mlflow_run_id "
+        "FROM heart_analysis.heart_prediction JOIN heart_analysis.heart_fact USING (account_id) WHERE batch = 'hungary'"
+    )
+    wide: list[float] = []
+    narrow: list[float] = []
+    for probability, low, high, missing, factors, note, run_id in found:
+        assert 0 < low <= probability + 1e-9 and probability - 1e-9 <= high < 1
+        (wide if "ca" in missing else narrow).append(high - low)
+        assert 1 <= len(factors) <= 3 and not {factor["feature"] for factor in factors} & set(missing)
+        assert ("ca" in missing) == ("ca" in (note or ""))
+        assert run_id == outcomes["train"].result["metrics"]["mlflow_run_id"]
+    assert sum(wide) / len(wide) > 0.1 and len(wide) > 200
+    current = "SELECT count(*) FROM heart_analysis.heart_prediction_current JOIN heart_analysis.heart_fact USING (account_id)"
+    assert warehouse.query(f"{current} WHERE batch = 'hungary'") == [(0,)], "people with a diagnosis need no prediction"
+    assert "nobody of that name" in delivery.stage("predict", None, "--scored-batch", "nowhere", expect=REFUSED).error
+
+
+def test_one_person_is_answered_readably_and_written_nowhere(trained):
+    delivery, warehouse, _ = trained
+    before = warehouse.query("SELECT count(*) FROM heart_analysis.heart_prediction")
+    outcome = delivery.stage("predict", None, "--age", 54, "--sex", 1, "--cp", 4)
+    first, second, *_, last = outcome.stdout.splitlines()
+    (probability,) = map(float, re.findall(r"^Probability of heart disease: (0\.\d\d)$", first))
+    ((low, high),) = re.findall(r"10 of 13 findings are not known.* between (\S+) and (\S+) in", second)
+    assert float(low) < probability < float(high) and last == "Not for use on patients."
+    assert "cp = 4 raises the log-odds" in outcome.stdout
+    assert warehouse.query("SELECT count(*) FROM heart_analysis.heart_prediction") == before
+    wrong = delivery.stage("predict", None, "--age", 54, "--cp", 9, expect=USAGE)
+    assert "'--cp': '9' is not one of '1', '2', '3', '4'" in wrong.stderr
 
 
 def test_says_what_is_missing(postgres, tmp_path):

@@ -17,7 +17,9 @@ from support import (
     Delivery,
     Warehouse,
     ask_mlflow,
+    make_database,
     make_warehouse,
+    mlflow_on,
 )
 
 
@@ -25,20 +27,51 @@ def test_train_chooses_and_registers_a_model_that_is_as_good_as_these_data_allow
     _, _, outcomes = trained
     metrics = outcomes["train"].result["metrics"]
     scores = metrics["candidates"]
-    assert list(scores) == ["always the prevalence", "logistic regression", "random forest", "gradient boosting"]
-    assert metrics["chosen"] == min(scores, key=lambda name: scores[name]["log_loss"])
+    assert list(scores) == ["always the prevalence", "logistic regression", "support vector machine", "random forest",
+                            "gradient boosting", "vote"]  # fmt: skip
+    best = min(score["log_loss"] for score in scores.values())
+    assert scores[metrics["chosen"]]["log_loss"] < best + 0.02, "a simpler one may stand for the best where it is no worse"
     assert scores["always the prevalence"]["log_loss"] == pytest.approx(0.690, abs=0.002)
     # What honest modelling reaches on Cleveland is an AUC of .91; much more would be a leak.
-    assert 0.89 < scores[metrics["chosen"]]["roc_auc"] < 0.94
+    assert 0.89 < scores[metrics["chosen"]]["auc"] < 0.94
 
     run = ask_mlflow(registry, "runs/get", run_id=metrics["mlflow_run_id"])["run"]
     params = {p["key"]: p["value"] for p in run["data"]["params"]}
     assert (params["training_batches"], params["people"], params["seed"]) == ("cleveland", "303", "1989")
+    assert params["missing_features"] == "the mean given what is known" and params["chosen"] == metrics["chosen"]
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert tags["mlflow.source.git.commit"] and tags["heart.image"]
+    mine = {"experiment_ids": [run["info"]["experiment_id"]],
+            "filter": f"tags.mlflow.parentRunId = '{metrics['mlflow_run_id']}'"}  # fmt: skip
+    children = ask_mlflow(registry, "runs/search", mine)["runs"]
+    assert {child["info"]["run_name"] for child in children} == set(scores)
     (data,) = run["inputs"]["dataset_inputs"]
     assert data["dataset"]["name"] == "cleveland"
     assert data["dataset"]["digest"] == outcomes["train"].result["inputs"][0]["sha256"][:32]
     version = ask_mlflow(registry, "model-versions/get", name="heart-disease", version=str(metrics["model_version"]))
     assert version["model_version"]["run_id"] == metrics["mlflow_run_id"]
+
+
+def test_ten_repeats_on_cleveland_reach_what_honest_modelling_reaches(postgres, tmp_path):
+    """The figures of docs/modelling.md, and what was chosen without a look at the other hospitals' diagnoses does there."""
+    with mlflow_on(make_database(postgres), tmp_path / "mlflow") as address:
+        delivery = Delivery(tmp_path, variables=make_warehouse(postgres) | {"MLFLOW_TRACKING_URI": address})
+        delivery.data.symlink_to(ROOT / "data")
+        for batch in ("cleveland", "hungary", "switzerland", "va_long_beach"):
+            delivery.etl(batch)
+        trained = (delivery.stage("train").result or {})["metrics"]
+        judged = (delivery.stage("evaluate").result or {})["metrics"]
+    scores = trained["candidates"][trained["chosen"]]
+    assert scores["auc"] >= 0.912 and scores["log_loss"] <= 0.380 and scores["brier"] <= 0.118
+    assert scores["accuracy"] >= 0.845 and 0.9 <= scores["calibration_slope"] <= 1.15
+    accuracy = {site: found["metrics"]["accuracy"]["value"] for site, found in judged["sites"].items()}
+    auc = {site: found["metrics"]["auc"]["value"] for site, found in judged["sites"].items()}
+    assert accuracy["hungary"] >= 0.84 and auc["hungary"] >= 0.89
+    assert accuracy["va_long_beach"] >= 0.745 and auc["va_long_beach"] >= 0.725
+    assert accuracy["switzerland"] >= 0.78
+    assert sum(judged["leave_one_site_out"].values()) / 4 >= 0.81
+    assert 0.47 <= judged["canary"] <= 0.53
+    assert [site for site, found in judged["drift"].items() if found["drifted"]] == ["hungary", "switzerland", "va_long_beach"]
 
 
 def test_everyone_was_judged_once_a_repeat_by_a_model_that_had_not_seen_them(trained):
@@ -91,7 +124,11 @@ print("ANSWER", *model.predict_proba(pandas.read_csv(sys.stdin).astype("float64"
         text=True,
         capture_output=True,
         check=True,
-        env={"MLFLOW_TRACKING_URI": delivery.variables["MLFLOW_TRACKING_URI"], "PATH": "/usr/bin:/bin"},
+        env={
+            "MLFLOW_TRACKING_URI": delivery.variables["MLFLOW_TRACKING_URI"],
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT / "images/ml"),
+        },
     )
     (answer,) = re.findall("ANSWER (.*)", done.stdout)
     return list(map(float, answer.split()))
@@ -129,7 +166,7 @@ def test_refuses_what_cannot_be_trained_on_in_one_line(trained, services, tmp_pa
 def test_kaggles_file_gives_a_model_of_the_same_direction(postgres, mlflow, tmp_path):
     """Its target is inverted; matched to UCI's rows, every value agrees and the model says the same of the same people."""
     warehouse = Warehouse(make_warehouse(postgres))
-    loading = Delivery(tmp_path, variables=warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow})
+    loading = Delivery(tmp_path, variables=warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow, "HEART_REPEATS": 1})
     loading.data.symlink_to(ROOT / "data")
     loading.etl("cleveland")
     loading.dialect = "kaggle"
