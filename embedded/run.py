@@ -35,8 +35,10 @@ AIRFLOW_LOG = servers.LOGS / "airflow.log"
 @click.option(
     "--seed", envvar="SEED", show_envvar=True, default=1989, show_default=True, help="Fixes folds, models and resampling."
 )
+@click.option("--repeats", envvar="REPEATS", show_envvar=True, default=10, show_default=True, type=click.IntRange(1, 100),
+              help="How often cross-validation is repeated with other folds.")  # fmt: skip
 @click.option("--force", envvar="FORCE", show_envvar=True, is_flag=True, help="Do the work even where nothing changed.")
-def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str, seed: int, force: bool) -> None:
+def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str, seed: int, repeats: int, force: bool) -> None:
     """Run the command: see the module's docstring."""
     data = data.resolve()
     if data.is_file():
@@ -55,7 +57,8 @@ def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str,
     servers.stop_on_signals()
     with servers.only_one(), own_console() as console:
         try:
-            document = run_pipeline(console, data, dialect, list(batches), training_batch, seed, force, started)
+            models = {"seed": seed, "repeats": repeats, "training_batch": training_batch}
+            document = run_pipeline(console, data, dialect, list(batches), models, force, started)
         except KeyboardInterrupt:
             console.print("stopped; everything that was started has been ended, and the next run goes on from here")
             sys.exit(130)
@@ -63,7 +66,7 @@ def run(data: Path, dialect: str, batches: tuple[str, ...], training_batch: str,
 
 
 def run_pipeline(
-    console: Console, data: Path, dialect: str, batches: list[str], training_batch: str, seed: int, force: bool, started: float
+    console: Console, data: Path, dialect: str, batches: list[str], models: dict[str, Any], force: bool, started: float
 ) -> dict[str, Any]:
     """Start the services, run both DAGs, write and show the summary; return it."""
     console.print("starting PostgreSQL and MLflow", style="dim")
@@ -83,7 +86,7 @@ def run_pipeline(
         if any(event["stage"] == "load" and event["state"] in ("done", "unchanged") for event in follower.events):
             # In the stack the asset sets off this DAG; here it is asked each time, and its stages skip what is done.
             mlflow.wait()
-            run_dag(dags["ml_dag"], {"seed": seed, "training_batch": training_batch, "force": force, "retrain": False})
+            run_dag(dags["ml_dag"], models | {"force": force, "retrain": False})
         document = summary.summarise(follower.events, count_rows(database), time.monotonic() - started)
     if not document["stages"]:
         console.print(f"[bold red]no batch was found[/] in {data}; see {AIRFLOW_LOG}", highlight=False, soft_wrap=True)

@@ -24,7 +24,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(state: Path, *arguments: str, target: str = "run", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the Makefile on a state of the test's own."""
-    environment = base_environment() | {"HEART_STATE": str(state), "COLUMNS": "120"} | variables
+    # Two repeats of the cross-validation tell the tests what ten would.
+    environment = base_environment() | {"HEART_STATE": str(state), "COLUMNS": "120", "REPEATS": "2"} | variables
     return subprocess.run(["make", target, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
@@ -146,6 +147,19 @@ def test_says_in_a_line_what_is_wrong_with_the_call(state, variables, says):
     assert done.returncode != 0
     assert says in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_champion_is_asked_and_looked_up_and_the_first_has_no_predecessor(first, state):
+    answered = make(state, target="predict", ARGS="--age 54 --sex 1 --cp 4")
+    assert answered.returncode == 0 and answered.stdout.startswith("Probability of heart disease: 0."), answered.stderr
+    wrong = make(state, target="predict", ARGS="--age 54 --cp 9")
+    assert wrong.returncode != 0 and "'9' is not one of" in wrong.stderr
+    history = make(state, target="history")
+    assert history.returncode == 0 and "promoted" in history.stdout
+    back = make(state, target="rollback")
+    assert back.returncode != 0 and "first champion" in back.stderr
+    nothing = make(state / "elsewhere", target="history")
+    assert nothing.returncode != 0 and "there are no models yet" in nothing.stderr
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

@@ -75,8 +75,7 @@ def predict(job: Job, scored_batch: tuple[str, ...], **person: str | float | Non
         cursor.execute(SCORED, [MODEL_NAME, int(champion.version)])
         scored = set(cursor.fetchall())
         due = people[[key not in scored for key in zip(people["account_id"], people["load_id"], strict=True)]]
-        metrics = {"model_version": int(champion.version), "mlflow_run_id": champion.run_id, "undiagnosed": len(people),
-                   "scored": len(due)}  # fmt: skip
+        metrics = {"model_version": int(champion.version), "undiagnosed": len(people), "scored": len(due)}
         if due.empty:
             reason = (
                 "everyone has a diagnosis" if people.empty else f"all {len(people)} were scored by version {champion.version}"
