@@ -1,7 +1,11 @@
 """A real browser in a container, and what people do with it on the system's three pages."""
 
 import contextlib
+import functools
+import http.server
+import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +117,24 @@ class Browser:
             self.wait(PATIENCE).until(lambda _, depth=depth, name=name: self.opened(depth, name), f"{name} does not open")
         names = self.driver.find_elements(By.CSS_SELECTOR, f'[data-depth="{len(path) + 1}"] .file-name')
         return [element.text for element in names]
+
+    def report(self, page: Path, width: int, dark: bool = False) -> None:
+        """Look at a report from this wide a window: everything fits, every picture is drawn."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page.parent))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            self.driver.get(f"http://127.0.0.1:{server.server_port}/{page.name}")
+            self.text("Not for use on patients")
+            server.shutdown()
+        assert self.driver.execute_script("return document.documentElement.scrollWidth") <= width, "it is cut off"
+        pictures = self.driver.find_elements(By.CSS_SELECTOR, "figure img")
+        assert len(pictures) == 9 and all(picture.get_property("naturalWidth") > 100 for picture in pictures)
+        light = self.driver.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 100) == dark
 
     def opened(self, depth: int, name: str) -> bool:
         """Return whether a node of pgAdmin's tree shows what is in it; click on its arrow where it does not.

@@ -147,6 +147,12 @@ def test_people_find_green_runs_plots_and_tables(stack, first, window):
     assert {"account_dim", "heart_disease_dim", "heart_fact"} <= set(shown)
 
 
+@pytest.mark.parametrize(("name", "width", "dark"), [("report", 1280, False), ("report-phone", 390, False), ("dark", 1280, True)])
+def test_the_report_reads_on_a_desk_on_a_phone_and_in_the_dark(first, window, name, width, dark):
+    with window.looking_at(name):
+        window.report(ROOT / ".run" / "report.html", width, dark)
+
+
 def test_a_second_run_with_nothing_new_skips_everything_and_writes_nothing(stack, first):
     before = stack.tables()
     versions = ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"]
@@ -217,12 +223,14 @@ def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
     person = dict.fromkeys(FEATURES) | {"age": 54, "sex": 1, "cp": 4}
     code, answer, version = ask_model(address, {"dataframe_records": [person]})
     assert (code, version) == (200, "1") and 0.5 < answer["predictions"][0][1] < 1
+    brief = {"age": 54, "sex": 1, "cp": 4}
+    assert ask_model(address, {"dataframe_records": [brief]})[1] == answer, "what is not known may be left out"
     for name, value in (("cp", 9), ("age", "old"), ("chol", 5000)):
         code, answer, _ = ask_model(address, {"dataframe_records": [person | {name: value}]})
-        assert 400 <= code < 500 and name in json.dumps(answer), (name, answer)
-    del person["thal"]
-    code, answer, _ = ask_model(address, {"dataframe_records": [person]})
-    assert code == 400 and "thal" in answer["message"]
+        assert code == 400 and name in answer["message"], (name, answer)
+    del brief["age"]
+    code, answer, _ = ask_model(address, {"dataframe_records": [brief]})
+    assert code == 400 and "age" in answer["message"]
 
     # It follows the alias.
     mlflow = stack.address("MLFLOW")
@@ -319,7 +327,7 @@ def test_a_new_batch_that_has_drifted_sets_off_training_on_it_too(stack, first):
     path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(retrained['dag_run_id'])}/taskInstances"
     assert stack.airflow(f"{path}/retrain")["state"] == "skipped", "it does not go on for ever"
     told = stack.airflow(f"{path}/evaluate/xcomEntries/return_value", deserialize="true")["value"]["metrics"]
-    assert told["trained_on"] == ["cleveland", "prague"] and told["drift"].keys() == {"hungary", "switzerland", "va_long_beach"}
+    assert told["trained_on"] == ["cleveland", "prague"] and told["decision"] in ("promoted", "kept champion")
 
 
 @pytest.mark.parametrize("name", ["BROKER_PASSWORD", "POSTGRES_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "HEART_LOAD_DB_PASSWORD"])

@@ -1,7 +1,7 @@
 """What every model here is made of: 13 features, how they become numbers, and what stands for those that are not known.
 
 All estimators follow scikit-learn's conventions. X is always a frame, or an array, of the 13 FEATURES in their order,
-float64, NaN where a feature is not known: shape (people, 13).
+float64, NaN where a feature is not known: shape (people, 13). A frame may leave columns out.
 """
 
 from collections.abc import Iterator
@@ -40,6 +40,11 @@ def one_blas_thread() -> Any:
     return threadpool_limits(1, user_api="blas")
 
 
+def all_features(X: Any) -> Any:
+    """Return a frame with all 13 columns, in their order: one that is not there is not known. An array is left as it is."""
+    return X.reindex(columns=list(FEATURES)) if hasattr(X, "columns") else X
+
+
 def check(X: np.ndarray) -> None:
     """Raise ValueError that names the first feature with a value that it can't have."""
     for column, name in zip(X.T, FEATURES, strict=True):
@@ -62,7 +67,7 @@ class DesignMatrix(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> "DesignMatrix":
         """Learn means and standard deviations; both are those of the people in whom a feature is known."""
-        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan")
+        X = validate_data(self, all_features(X), dtype="float64", ensure_all_finite="allow-nan")
         columns, self.feature_of_ = self._columns(X)
         known = ~np.isnan(columns)
         count = np.maximum(known.sum(axis=0), 1)
@@ -76,7 +81,7 @@ class DesignMatrix(TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Return the columns: float64, shape (people, columns). Raises ValueError where a value can't be."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan", reset=False)
+        X = validate_data(self, all_features(X), dtype="float64", ensure_all_finite="allow-nan", reset=False)
         check(X)
         return (self._columns(X)[0] - self.mean_) / self.scale_
 
@@ -227,7 +232,7 @@ class MaskAugmented(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> "MaskAugmented":
         """Fit the model on people and copies."""
-        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan")
+        X = validate_data(self, all_features(X), dtype="float64", ensure_all_finite="allow-nan")
         random = np.random.default_rng(self.random_state)
         everybody = np.vstack([X, *(mask(X, random) for _ in range(self.copies))])
         # Boosted trees can't bin a column in which nothing is known.
@@ -239,7 +244,7 @@ class MaskAugmented(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of both classes: shape (people, 2). Raises ValueError where a value can't be."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype="float64", ensure_all_finite="allow-nan", reset=False)
+        X = validate_data(self, all_features(X), dtype="float64", ensure_all_finite="allow-nan", reset=False)
         check(X)
         return self.classifier_.predict_proba(X[:, self.used_])
 

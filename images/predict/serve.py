@@ -1,8 +1,8 @@
 """serve: the champion behind MLflow's own scoring server, on port 8080; the next champion takes over without a restart.
 
-POST /invocations takes MLflow's inputs, as in {"dataframe_records": [{"age": 54, "sex": 1, "cp": 4, …}]}: all 13 findings,
-null where one is not known. The answer has both probabilities a person, that of disease second; the header
-`x-model-version` says whose. Input that the model can't take is answered with 400 and the name of the field.
+POST /invocations takes MLflow's inputs, as in {"dataframe_records": [{"age": 54, "sex": 1, "cp": 4}]}: a finding that is not
+known is null or left out. The answer has both probabilities a person, that of disease second; the header `x-model-version`
+says whose. Input that the model can't take is answered with 400 and the name of the field.
 """
 
 import asyncio
@@ -23,6 +23,22 @@ PORT = 8080
 POLL_SECONDS = 5.0
 Message = MutableMapping[str, Any]
 log = logging.getLogger("serve")
+
+
+class Readable:
+    """A model that says of what it can't take which field is wrong, where MLflow would only say that something is."""
+
+    def __init__(self, model: Any) -> None:
+        """Stand for a model."""
+        self._model = model
+        self.metadata = model.metadata
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """Return the probabilities of both classes. Raises MlflowException that the server answers with 400."""
+        try:
+            return self._model.predict(data, params=params)
+        except ValueError as error:
+            raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
 
 
 class Champion:
@@ -59,7 +75,7 @@ class Champion:
                 return
             load_model(champion.version)  # refuses what could run code
             model = mlflow.pyfunc.load_model(f"models:/{MODEL_NAME}/{champion.version}")
-        self._application, self.version = scoring_server.init(model), champion.version
+        self._application, self.version = scoring_server.init(Readable(model)), champion.version
         log.info("serving version %s", champion.version)
 
     async def follow(self) -> None:

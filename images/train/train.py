@@ -384,7 +384,6 @@ def register(
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.entities import Metric
-    from mlflow.models import infer_signature
 
     from estimators import TRUSTED
     from features import FEATURES
@@ -420,7 +419,7 @@ def register(
             name="model",
             serialization_format="skops",
             skops_trusted_types=list(TRUSTED),
-            signature=infer_signature(X, model.predict_proba(X.head())),
+            signature=signature_of(model, X),
             input_example=X.head(),
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
             pyfunc_predict_fn="predict_proba",
@@ -430,6 +429,15 @@ def register(
         for key, value in tags.items():
             client.set_model_version_tag(MODEL_NAME, str(version), key, value)
         return run.info.run_id, version
+
+
+def signature_of(model: Any, X: "pd.DataFrame") -> Any:
+    """Return the model's signature: age and sex must be known, everything else may be left out."""
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, Schema
+
+    columns = [ColSpec("double", name, required=name in ("age", "sex")) for name in X.columns]
+    return ModelSignature(Schema(columns), infer_signature(X, model.predict_proba(X.head())).outputs)
 
 
 def tuned(model: Any) -> dict[str, Any]:
