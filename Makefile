@@ -13,7 +13,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [BATCH=name] [TRAINING_BATCH="a b"] [SEED=1] [FORCE=1]
+run: ## run the whole pipeline on this machine, without Docker  [DATA=folder or file] [DIALECT=kaggle] [BATCH=name] [TRAINING_BATCH="a b"] [SEED=1] [REPEATS=10] [FORCE=1]
 	@$(PYTHON) embedded/environments.py run
 	@.run/env/embedded/bin/python embedded/run.py
 
@@ -65,7 +65,7 @@ shell/%: ## open a shell in a stage's container, as in shell/load
 up: ## start the whole system: Airflow, MLflow, PostgreSQL, pgAdmin; wait until it is ready
 	@$(PYTHON) stack/stack.py up
 
-pipeline: ## run everything once through Airflow, follow it, show what came of it  [BATCH="a b"] [DIALECT=kaggle] [FORCE=1] [SEED=1]
+pipeline: ## run everything once through Airflow, follow it, show what came of it  [BATCH="a b"] [DIALECT=kaggle] [FORCE=1] [SEED=1] [REPEATS=10]
 	@$(PYTHON) stack/stack.py pipeline
 
 predict: ## what the champion says of one person, as in predict ARGS="--age 54 --sex 1 --cp 4"; ARGS=--help lists the findings

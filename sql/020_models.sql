@@ -89,8 +89,10 @@ SELECT DISTINCT ON (account_id) heart_prediction.*
 FROM heart_prediction
 JOIN heart_fact USING (account_id)
 WHERE heart_fact.target IS NULL
-ORDER BY account_id, prediction_id DESC;
-COMMENT ON VIEW heart_prediction_current IS 'The newest prediction for each person who still has no diagnosis.';
+ORDER BY account_id,
+    coalesce(model_version = (SELECT version FROM champion_history ORDER BY since DESC LIMIT 1), false) DESC,
+    prediction_id DESC;
+COMMENT ON VIEW heart_prediction_current IS 'The champion''s newest prediction for each person who still has no diagnosis.';
 
 CREATE OR REPLACE VIEW warehouse_counts AS
 SELECT (SELECT count(*) FROM account_dim) AS account_dim,

@@ -28,6 +28,8 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in ("predict", "history", "rollback", "serve"):
         sys.exit(__doc__)
     what, *arguments = sys.argv[1:]
+    if what == "predict" and not arguments:
+        sys.exit('of whom? make predict ARGS="--age 54 --sex 1 --cp 4"; ARGS=--help lists the findings')
     if not runs():
         if what == "serve":
             sys.exit("the champion is served by the stack; start it: make up")

@@ -147,8 +147,9 @@ def pipeline() -> None:
     models: dict[str, object] = {}
     if batches := os.environ.get("TRAINING_BATCH"):
         models["training_batch"] = batches
-    if seed := os.environ.get("SEED"):
-        models["seed"] = int(seed)
+    for name in ("SEED", "REPEATS"):
+        if value := os.environ.get(name):
+            models[name.lower()] = int(value)
     conf = {"etl_dag": known | force, "ml_dag": models | force}
     followed = in_airflow("follow", "--conf", json.dumps(conf), stdout=subprocess.PIPE)
     if followed.returncode:

@@ -124,10 +124,13 @@ def load_model(version: int | str) -> Any:
     from estimators import TRUSTED
 
     uri = f"models:/{MODEL_NAME}/{version}"
-    flavor = mlflow.models.get_model_info(uri).flavors.get("sklearn", {})
+    flavors = mlflow.models.get_model_info(uri).flavors
+    flavor = flavors.get("sklearn", {})
     stored_as = flavor.get("serialization_format")
-    # MLflow trusts what the model's own file tells it to trust.
+    # MLflow trusts what the model's own file tells it to trust, imports the loader that it names, and modules beside it.
     foreign = set(flavor.get("skops_trusted_types") or ()) - set(TRUSTED)
+    foreign |= {flavors.get("python_function", {}).get("loader_module", "")} - {"mlflow.sklearn"}
+    foreign |= {"code of its own" for told in flavors.values() if told.get("code")}
     if stored_as != "skops" or foreign:
         how = f"stored as {stored_as}" if stored_as != "skops" else f"made of {', '.join(sorted(foreign))}"
         raise InputRefused(

@@ -12,13 +12,14 @@ Promise people of the training batches are judged by models that had not seen th
 import base64
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from services import MLFLOW, MODEL_NAME, POSTGRES, load_model, mlflow_client, read_frame, registered_version, warehouse
-from stage import File, InputRefused, Job, Rows, command, log
+from stage import DependencyUnavailable, File, InputRefused, Job, Rows, command, log
 
 if TYPE_CHECKING:
     import mlflow
@@ -30,18 +31,23 @@ if TYPE_CHECKING:
     from gate import Decision
 
 BASELINE = "always the prevalence"
-CROSS_VALIDATED = "cross-validated"
+# No batch can have this name.
+CROSS_VALIDATED = "cross validated"
 PEOPLE = 'SELECT * FROM heart_analysis.heart_feature ORDER BY account_id COLLATE "C"'
 LOADS = """
 SELECT DISTINCT ON (batch) batch, dialect, source, rows_in, rows_loaded, rows_quarantined, rows_duplicate, loaded_at, load_id
 FROM heart_analysis.load_batch ORDER BY batch, load_id DESC
 """
+# Held until the connection is closed: nobody else decides about the champion meanwhile.
+ONE_AT_A_TIME = "SELECT pg_advisory_lock(hashtext('heart_analysis.promotion'))"
 PREVIOUS_CHAMPION = """
 SELECT from_version FROM heart_analysis.promotion
 WHERE model_name = %s AND to_version = %s AND decision = 'promoted' ORDER BY promotion_id DESC LIMIT 1
 """
 # With fewer people a batch's scores say next to nothing.
 FEWEST_PEOPLE = 20
+# With fewer of either kind, nothing can be trained on, and no alarm raised.
+FEWEST_OF_A_KIND = 10
 SHUFFLES = 5
 # The canary is sung until its standard error is this small, on at most so many people.
 CANARY_ERROR, CANARY_PEOPLE, CANARY_MOST = 0.01, 1000, 60
@@ -81,8 +87,10 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
         elsewhere = leave_one_site_out(model, people)
         canary = sing(model, people[people["batch"].isin(judged["trained_on"])], seed)
         log.info("without each site, and with shuffled diagnoses", extra={"auc": elsewhere, "shuffled": round(canary, 3)})
-        sites = {group: found for group, found in results.items() if group != CROSS_VALIDATED}
-        broken = gate.alarms(results[CROSS_VALIDATED], canary, sites)
+        sites = {group: results[group] for group, (y, _) in judged["people"].items()
+                 if group != CROSS_VALIDATED and min(y.sum(), len(y) - y.sum()) >= FEWEST_OF_A_KIND}  # fmt: skip
+        prevalence = float(judged["people"][CROSS_VALIDATED][0].mean())
+        broken = gate.alarms(results[CROSS_VALIDATED], prevalence, canary, sites)
         if broken:
             decision, champion = gate.Decision("refused", "; ".join(broken)), champion_of(client)
         else:
@@ -90,8 +98,10 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
         log.info("%s: %s", decision.outcome, decision.reason)
         alias = "champion" if decision.outcome == "promoted" or champion == version else "challenger"
         reference = version if alias == "champion" else champion
-        drifts = measure_drift(client, reference or version, everybody)
-        summary = summarise(trained, decision, judged, results, elsewhere, drifts, everybody, run, loads)
+        known = batches_of(client, reference or version)
+        drifts = measure_drift(known, everybody)
+        news = new_since(client, reference or version, loads)
+        summary = summarise(trained, decision, judged, results, elsewhere, drifts, everybody, known, news)
         summary |= {"alias": alias, "champion_version": reference, "canary": canary}
 
         figures = draw(judged, model, people, everybody, drifts, seed)
@@ -100,9 +110,14 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
         report = render_report(client, run, folder, judged, results, summary, drifts, everybody, loads, digest, seed)
         (folder / "report.html").write_text(report, encoding="utf-8")
 
+        log_to_mlflow(client, run_id, folder, figures, results, decision)
         with warehouse("evaluate") as connection, connection.cursor() as cursor:
+            cursor.execute(ONE_AT_A_TIME)
+            if champion_of(client) != champion:
+                raise DependencyUnavailable("the champion changed while the model was judged; try again")
             record(cursor, job, summary, judged, results, drifts, reference or version, champion)
-            log_to_mlflow(client, run_id, folder, figures, results, decision)
+            # First the row: where the alias can't be set then, the next try decides and records again.
+            connection.commit()
             set_aliases(client, version, decision)
         if broken:
             raise InputRefused(f"model version {version} is refused: {decision.reason}")
@@ -131,17 +146,18 @@ def read_out_of_fold(client: "mlflow.MlflowClient", run_id: str) -> "pd.DataFram
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(run_id, "out_of_fold.csv", folder)
         table = pd.read_csv(path, dtype={"account_id": "str", "batch": "str"}, keep_default_na=False)
-    table.attrs["chosen"] = client.get_run(run_id).data.params["chosen"]
+    parameters = client.get_run(run_id).data.params
+    table.attrs |= {"chosen": parameters["chosen"], "trained_on": sorted(parameters["training_batches"].split(","))}
     return table
 
 
 def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> dict[str, Any]:
     """Collect a probability for everyone from a model that had not seen them.
 
-    Returns `people`: {`cross-validated` or a batch: (y, p)} with p of shape (people, repeats); `frames`: the features of the
-    same people; `trained_on`: the training batches; `same`: how many were left out at each other batch because their
-    features equal those of somebody trained on; `unseen`: the frame of the chosen candidate's judgements; `all`: that of every
-    candidate's.
+    Returns `people`: {CROSS_VALIDATED or a batch: (y, p)} with p of shape (people, repeats); `frames` and `accounts`: the
+    features and ids of the same people; `trained_on`: the training batches; `same`: how many were left out at each other batch
+    because their features equal those of somebody trained on; `unseen`: the frame of the chosen candidate's judgements; `all`:
+    that of every candidate's.
     """
     from features import FEATURES
 
@@ -151,8 +167,9 @@ def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> di
     y = unseen.groupby("account_id")["target"].first().loc[p.index]
     known = people.set_index("account_id")
     result = {CROSS_VALIDATED: (y.to_numpy(), p.to_numpy())}
+    accounts = {CROSS_VALIDATED: list(p.index)}
     frames = {CROSS_VALIDATED: known.reindex(p.index)[features]}
-    trained_on = sorted(set(out_of_fold["batch"]))
+    trained_on = out_of_fold.attrs["trained_on"]
     theirs = people["batch"].isin(trained_on)
     values = people[features].round(6).apply(tuple, axis=1).map(repr)
     others, seen_before = people[~theirs], values[~theirs].isin(values[theirs])
@@ -161,7 +178,16 @@ def judge(model: Any, people: "pd.DataFrame", out_of_fold: "pd.DataFrame") -> di
         if len(group) >= FEWEST_PEOPLE:
             result[str(batch)] = (group["target"].to_numpy(), model.predict_proba(group[features])[:, 1:])
             frames[str(batch)] = group[features]
-    return {"people": result, "frames": frames, "trained_on": trained_on, "same": same, "unseen": unseen, "all": out_of_fold}
+            accounts[str(batch)] = list(group["account_id"])
+    return {
+        "people": result,
+        "frames": frames,
+        "accounts": accounts,
+        "trained_on": trained_on,
+        "same": same,
+        "unseen": unseen,
+        "all": out_of_fold,
+    }
 
 
 def leave_one_site_out(model: Any, people: "pd.DataFrame") -> dict[str, float]:
@@ -175,7 +201,8 @@ def leave_one_site_out(model: Any, people: "pd.DataFrame") -> dict[str, float]:
     result = {}
     for batch in sorted(set(people["batch"])):
         here = people["batch"] == batch
-        if here.sum() >= FEWEST_PEOPLE and people[here]["target"].nunique() == people[~here]["target"].nunique() == 2:
+        enough = people[~here]["target"].value_counts().reindex([0, 1], fill_value=0).min() >= FEWEST_OF_A_KIND
+        if here.sum() >= FEWEST_PEOPLE and people[here]["target"].nunique() == 2 and enough:
             fitted = clone(model).fit(people[~here][list(FEATURES)], people[~here]["target"])
             p = fitted.predict_proba(people[here][list(FEATURES)])[:, 1:]
             result[str(batch)] = scores(people[here]["target"].to_numpy(), np.asarray(p))["auc"]
@@ -188,13 +215,17 @@ def sing(model: Any, people: "pd.DataFrame", seed: int) -> float:
     Shuffled until the mean's standard error is CANARY_ERROR, from the variance of a rank sum without differences.
     """
     import numpy as np
+    import pandas as pd
     from sklearn.base import clone
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     from features import FEATURES
 
     random = np.random.default_rng(seed)
-    sample = people.iloc[np.sort(random.permutation(len(people))[:CANARY_PEOPLE])]
+    share = min(1.0, CANARY_PEOPLE / len(people))
+    kinds = [group.sample(max(min(len(group), FEWEST_OF_A_KIND), round(share * len(group))), random_state=seed)
+             for _, group in people.groupby("target")]  # fmt: skip
+    sample = pd.concat(kinds).sort_index()
     ill = int(sample["target"].sum())
     variance = (len(sample) + 1) / (12 * ill * (len(sample) - ill))
     times = min(CANARY_MOST, math.ceil(variance / CANARY_ERROR**2))
@@ -233,22 +264,64 @@ def decide(
         return gate.decide(scores, baseline, None, None), None
     if int(champion.version) == version:
         return gate.Decision("kept champion", "it is the champion already"), version
-    if client.get_model_version(MODEL_NAME, str(version)).tags.get("rolled_back"):
+    records = client.get_model_version(MODEL_NAME, str(version)).tags["records"]
+    if client.search_model_versions(f"name = '{MODEL_NAME}' AND tags.rolled_back = 'true' AND tags.records = '{records}'"):
         # Only new data, and so a new version, may bring it back.
-        return gate.Decision("kept champion", f"version {version} was taken back by hand"), int(champion.version)
+        return gate.Decision("kept champion", "a model of the same records was taken back by hand"), int(champion.version)
     theirs = judge(load_model(champion.version), people, read_out_of_fold(client, champion.run_id))
     comparison = compare(judged["unseen"], theirs["unseen"], seed)
+    if comparison is None:  # trained on other people: those that neither has seen are left
+        comparison = compare(everyone_judged(judged), everyone_judged(theirs), seed)
     both = (set(judged["people"]) & set(theirs["people"])) - {CROSS_VALIDATED}
     aucs = {site: (score(*judged["people"][site])["auc"], score(*theirs["people"][site])["auc"]) for site in sorted(both)}
     return gate.decide(scores, baseline, comparison, aucs), int(champion.version)
 
 
-def measure_drift(client: "mlflow.MlflowClient", version: int, everybody: "pd.DataFrame") -> dict[str, list["Drift"]]:
-    """Compare each batch that a model was not trained on with the people that it was trained on: {batch: features}."""
+def everyone_judged(judged: dict[str, Any]) -> "pd.DataFrame":
+    """Return a judgement of each person by a model that had not seen them: account_id, repeat, fold, target, probability.
+
+    Folds are those of a checksum of the account id, so that they are the same whoever judges.
+    """
+    import zlib
+
+    import pandas as pd
+
+    parts = []
+    for group, (y, p) in judged["people"].items():
+        accounts = judged["accounts"][group]
+        folds = [zlib.crc32(account.encode()) % 5 for account in accounts]
+        parts.append(pd.DataFrame({"account_id": accounts, "repeat": 0, "fold": folds, "target": y, "probability": p[:, 0]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def batches_of(client: "mlflow.MlflowClient", version: int) -> list[str]:
+    """Return the batches that a version was trained on."""
+    run_id = client.get_model_version(MODEL_NAME, str(version)).run_id
+    return client.get_run(run_id).data.params["training_batches"].split(",")
+
+
+def new_since(client: "mlflow.MlflowClient", version: int, loads: list[dict[str, Any]]) -> set[str]:
+    """Return the batches that were loaded after a version was trained, and that no version was trained on since."""
+    seen: dict[str, int] = {}
+    everything = [load["batch"] for load in loads]
+    for other in client.search_model_versions(f"name = '{MODEL_NAME}'"):
+        # A version from before this was noted leaves nothing new.
+        newest = int(other.tags.get("newest_load", 2**62))
+        # What the version itself could have been trained on is not new, nor what another one was.
+        itself = int(other.version) == version
+        known = everything if itself else other.tags.get("training_batches", "").split(",")
+        for batch in known:
+            seen[batch] = max(seen.get(batch, 0), newest)
+    return {load["batch"] for load in loads if load["load_id"] > seen.get(load["batch"], 0)}
+
+
+def measure_drift(batches: list[str], everybody: "pd.DataFrame") -> dict[str, list["Drift"]]:
+    """Compare each batch that a model was not trained on with the people that it was trained on: {batch: features}.
+
+    batches: those that it was trained on.
+    """
     import drift
 
-    run_id = client.get_model_version(MODEL_NAME, str(version)).run_id
-    batches = client.get_run(run_id).data.params["training_batches"].split(",")
     taught = everybody["batch"].isin(batches) & everybody["target"].notna()
     groups = everybody[~everybody["batch"].isin(batches)].groupby("batch")
     return {str(b): drift.measure(everybody[taught], g) for b, g in groups if len(g) >= drift.FEWEST_PEOPLE and taught.any()}
@@ -262,20 +335,21 @@ def summarise(
     elsewhere: dict[str, float],
     drifts: dict[str, list["Drift"]],
     everybody: "pd.DataFrame",
-    run: "mlflow.entities.Run",
-    loads: list[dict[str, Any]],
+    known: list[str],
+    news: set[str],
 ) -> dict[str, Any]:
-    """Return what the result document says of the judgement, small enough to be read at a glance."""
+    """Return what the result document says of the judgement, small enough to be read at a glance.
+
+    known: the batches that the champion was trained on; news: those that are new to it.
+    """
     import drift
 
-    newest = {load["batch"]: load["load_id"] for load in loads}
-    known = int(run.data.params["newest_load"])
     moved = {}
     for batch, found in drifts.items():
         labelled = bool(everybody[everybody["batch"] == batch]["target"].notna().any())
         moved[batch] = {"features": [d.feature for d in found if d.drifted], "drifted": drift.has_drifted(found),
-                        "labelled": labelled, "new": newest[batch] > known}  # fmt: skip
-    news = sorted(b for b, found in moved.items() if found["drifted"] and found["labelled"] and found["new"])
+                        "labelled": labelled, "new": batch in news}  # fmt: skip
+    reasons = sorted(b for b, found in moved.items() if found["drifted"] and found["labelled"] and found["new"])
     return {
         "model_name": MODEL_NAME,
         "model_version": trained["model_version"],
@@ -293,8 +367,9 @@ def summarise(
         },
         "leave_one_site_out": elsewhere,
         "drift": moved,
-        # Labelled batches, new since the model was trained, whose people are unlike those that it knows.
-        "retrain_on": [*judged["trained_on"], *news] if news else [],
+        "drift_from": known,
+        # With labelled batches, new since the champion was trained, whose people are unlike those that it knows.
+        "retrain_on": [*known, *reasons] if reasons else [],
     }
 
 
@@ -313,20 +388,28 @@ def draw(
     from scores import compare
 
     y, p = judged["people"][CROSS_VALIDATED]
-    sites = {group: (truth, chance.mean(axis=1)) for group, (truth, chance) in judged["people"].items()}
+    # One repeat: the mean of several would be another, better predictor than the one that serves.
+    sites = {group: (truth, chance[:, 0]) for group, (truth, chance) in judged["people"].items()}
     candidates = judged["all"].groupby("candidate", sort=False)
     differences = {str(name): compare(frame, judged["unseen"], seed) for name, frame in candidates if name != BASELINE}
     figures = {
         "roc": plots.roc(judged["unseen"], sites),
         "precision_recall": plots.precision_recall(judged["unseen"], sites),
-        "reliability": plots.reliability(y, p.mean(axis=1)),
+        "reliability": plots.reliability(y, p[:, 0]),
         "calibration_by_site": plots.calibration_by_site(sites),
         "candidates": plots.candidates({name: found for name, found in differences.items() if found}),
-        "decision_curve": plots.decision_curve(slices.net_benefit(y, p.mean(axis=1))),
+        "decision_curve": plots.decision_curve(slices.net_benefit(y, p[:, 0])),
         "importance": plots.importance(shuffled_features(judged, model, people, seed)),
         "missing": plots.missing(everybody[list(FEATURES)].isna().groupby(everybody["batch"]).mean()),
     }
     return figures | ({"drift": plots.drift(drifts)} if drifts else {})
+
+
+def minus_log_loss(model: Any, X: "pd.DataFrame", y: "pd.Series") -> float:
+    """Return minus the mean log-loss of a model, also where all people are of one kind."""
+    from scores import log_losses
+
+    return -float(log_losses(y.to_numpy(), model.predict_proba(X)[:, 1]).mean())
 
 
 def shuffled_features(judged: dict[str, Any], model: Any, people: "pd.DataFrame", seed: int) -> dict[str, "np.ndarray"]:
@@ -343,7 +426,7 @@ def shuffled_features(judged: dict[str, Any], model: Any, people: "pd.DataFrame"
     sample = outside if len(outside) >= FEWEST_PEOPLE else people
     features = list(FEATURES)
     found = permutation_importance(
-        model, sample[features], sample["target"], scoring="neg_log_loss", n_repeats=SHUFFLES, random_state=seed
+        model, sample[features], sample["target"], scoring=minus_log_loss, n_repeats=SHUFFLES, random_state=seed
     )
     return dict(zip(features, found.importances, strict=True))
 
@@ -384,7 +467,7 @@ def render_report(
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
-    chances = {group: p.mean(axis=1) for group, (_, p) in judged["people"].items()}
+    chances = {group: p[:, 0] for group, (_, p) in judged["people"].items()}
     undiagnosed = int(everybody["target"].isna().sum())
     return template.render(
         summary=summary,
@@ -468,8 +551,13 @@ def log_to_mlflow(
 
     now = int(time.time() * 1000)
     parts = (("value", ""), ("low", "_low"), ("high", "_high"))
-    scores = [Metric(f"{batch}/{metric}{suffix}", value[part], now, 0) for batch, metrics in results.items()
-              for metric, value in metrics.items() for part, suffix in parts if value[part] is not None]  # fmt: skip
+    scores = [
+        Metric(f"{re.sub('[^A-Za-z0-9_. -]', '_', batch)}/{metric}{suffix}", value[part], now, 0)
+        for batch, metrics in results.items()
+        for metric, value in metrics.items()
+        for part, suffix in parts
+        if value[part] is not None
+    ]
     client.log_batch(run_id, metrics=scores)
     for name in figures:
         client.log_artifact(run_id, str(folder / f"{name}.svg"), "plots")
@@ -490,6 +578,7 @@ def set_aliases(client: "mlflow.MlflowClient", version: int, decision: "Decision
 def roll_back(job: Job) -> None:
     """Make the champion before the present one the champion again. Raises InputRefused where there was none."""
     with mlflow_client() as client, warehouse("evaluate") as connection, connection.cursor() as cursor:
+        cursor.execute(ONE_AT_A_TIME)
         champion = champion_of(client)
         if champion is None:
             raise InputRefused("there is no champion to go back from; the gate has promoted none so far")
@@ -500,6 +589,7 @@ def roll_back(job: Job) -> None:
         previous = int(found[0])
         reason = f"taken back from version {champion} by hand"
         record_decision(cursor, job, "rolled back", champion, previous, previous, reason)
+        connection.commit()
         client.set_model_version_tag(MODEL_NAME, str(champion), "rolled_back", "true")
         client.set_registered_model_alias(MODEL_NAME, "champion", str(previous))
     log.info("version %d is the champion again, version %d no longer", previous, champion)

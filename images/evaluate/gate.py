@@ -27,18 +27,20 @@ class Decision:
 Scores = dict[str, dict[str, float | None]]
 
 
-def alarms(challenger: Scores, canary: float, sites: dict[str, Scores]) -> list[str]:
+def alarms(challenger: Scores, prevalence: float, canary: float, sites: dict[str, Scores]) -> list[str]:
     """Return what says that data or method are broken, so that no score means anything; empty where all is well.
 
-    challenger: cross-validated scores; canary: mean ROC-AUC after the diagnoses were shuffled; sites: scores at the batches
-    outside the training batches.
+    challenger: cross-validated scores; prevalence: the share of people with disease; canary: mean ROC-AUC after the
+    diagnoses were shuffled; sites: scores at the batches outside the training batches, of those that have enough people of both kinds.
     """
     found = []
-    for score, most in (("auc", LEAK_AUC), ("accuracy", LEAK_ACCURACY)):
+    # Where nearly everybody is of one kind, always saying so is right that often.
+    most_accurate = max(LEAK_ACCURACY, (1 + max(prevalence, 1 - prevalence)) / 2)
+    for score, most in (("auc", LEAK_AUC), ("accuracy", most_accurate)):
         value = challenger[score]["value"]
         if value is not None and value > most:
             found.append(
-                f"leak: the cross-validated {score} is {value:.3f}, above {most:g}, which nobody reaches honestly; look for "
+                f"leak: the cross-validated {score} is {value:.3f}, above {most:.3g}, which nobody reaches honestly; look for "
                 "copies of the same person, or for a column that follows from the diagnosis"
             )
     low, high = CANARY

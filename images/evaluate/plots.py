@@ -18,7 +18,7 @@ from slices import THRESHOLDS
 INK = "#7d8590"  # legible on white and on near-black
 COLOURS = ("#2f81f7", "#e0823d", "#3fb27f", "#b56cd6", "#d65c7a", "#8c8c3a")
 People = dict[str, tuple[np.ndarray, np.ndarray]]  # batch -> (y, p), each of shape (people,)
-CROSS_VALIDATED = "cross-validated"
+CROSS_VALIDATED = "cross validated"
 
 plt.rcParams |= {
     "figure.figsize": (5.2, 4.2),
@@ -79,7 +79,7 @@ def precision_recall(unseen: pd.DataFrame, sites: People) -> Figure:
 
 def _band(axes: Axes, grid: np.ndarray, curves: np.ndarray) -> None:
     mean, spread = curves.mean(axis=0), curves.std(axis=0)
-    axes.plot(grid, mean, color=COLOURS[0], label="cross-validated")
+    axes.plot(grid, mean, color=COLOURS[0], label=CROSS_VALIDATED)
     axes.fill_between(grid, np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1), color=COLOURS[0], alpha=0.2, linewidth=0)
 
 

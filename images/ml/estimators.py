@@ -100,7 +100,7 @@ class ConditionalMeanImputer(TransformerMixin, BaseEstimator):
     """Fill in what is not known with its mean given what is known, as if all columns were jointly normal.
 
     Mean and covariance are those of greatest likelihood (Dempster, Laird and Rubin, J. R. Statist. Soc. B 39 (1977) 1);
-    `shrinkage` adds to the diagonal, so that columns which sum to one are no obstacle.
+    `shrinkage` adds to the diagonal where one is regressed on others, so that columns which sum to one are no obstacle.
     """
 
     def __init__(self, shrinkage: float = 0.1, max_iter: int = 20) -> None:
@@ -116,8 +116,7 @@ class ConditionalMeanImputer(TransformerMixin, BaseEstimator):
         for _ in range(self.max_iter):
             filled, unknown = self._fill(Z)
             mean = filled.mean(axis=0)
-            covariance = (filled - mean).T @ (filled - mean) / len(Z) + unknown / len(Z)
-            covariance += self.shrinkage * np.diag(np.maximum(np.diag(covariance), 1e-3))
+            covariance = ((filled - mean).T @ (filled - mean) + unknown) / len(Z)
             moved = np.abs(covariance - self.covariance_).max() + np.abs(mean - self.mean_).max()
             self.mean_, self.covariance_ = mean, covariance
             if moved < 1e-3:
@@ -150,7 +149,8 @@ class ConditionalMeanImputer(TransformerMixin, BaseEstimator):
     def _given(self, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the regression of missing columns on known ones, and the covariance that remains."""
         S = self.covariance_
-        regression = np.linalg.solve(S[np.ix_(~missing, ~missing)], S[np.ix_(~missing, missing)]).T
+        ridge = self.shrinkage * np.diag(np.maximum(np.diag(S), 1e-3))
+        regression = np.linalg.solve((S + ridge)[np.ix_(~missing, ~missing)], S[np.ix_(~missing, missing)]).T
         return regression, S[np.ix_(missing, missing)] - regression @ S[np.ix_(~missing, missing)]
 
 
@@ -194,6 +194,8 @@ class PatternSubmodels(ClassifierMixin, BaseEstimator):
     Models are made when they are asked for; so what it was trained on stays with it.
     """
 
+    FEWEST_OF_A_KIND = 15
+
     def __init__(self, classifier: Any) -> None:
         """Keep the model to be fitted again and again."""
         self.classifier = classifier
@@ -211,10 +213,24 @@ class PatternSubmodels(ClassifierMixin, BaseEstimator):
         Z = validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan", reset=False)
         result = np.empty((len(Z), 2))
         for rows, missing in patterns(Z, complete=True):
-            taught = ~np.isnan(self.Z_[:, ~missing]).any(axis=1)
-            model = clone(self.classifier).fit(self.Z_[np.ix_(taught, ~missing)], self.y_[taught])
-            result[rows] = model.predict_proba(Z[np.ix_(rows, ~missing)])
+            used, model = self._model_for(~missing)
+            prevalence = self.y_.mean()
+            result[rows] = model.predict_proba(Z[np.ix_(rows, used)]) if model else (1 - prevalence, prevalence)
         return result
+
+    def _model_for(self, known: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Return the model for a set of known columns and the columns that it uses; None where too few people are left.
+
+        Columns that few of the people trained on have are given up, one after the other, until enough of both kinds have all.
+        """
+        used = known.copy()
+        absent = np.isnan(self.Z_).sum(axis=0)
+        while used.any():
+            taught = ~np.isnan(self.Z_[:, used]).any(axis=1)
+            if min((self.y_[taught] == kind).sum() for kind in self.classes_) >= self.FEWEST_OF_A_KIND:
+                return used, clone(self.classifier).fit(self.Z_[np.ix_(taught, used)], self.y_[taught])
+            used[np.flatnonzero(used)[absent[used].argmax()]] = False
+        return used, None
 
     def predict(self, Z: Any) -> np.ndarray:
         """Return the more probable class: shape (people,)."""
@@ -235,6 +251,7 @@ class MaskAugmented(ClassifierMixin, BaseEstimator):
         X = validate_data(self, all_features(X), dtype="float64", ensure_all_finite="allow-nan")
         random = np.random.default_rng(self.random_state)
         everybody = np.vstack([X, *(mask(X, random) for _ in range(self.copies))])
+        self.known_ = (~np.isnan(X)).mean(axis=0)
         # Boosted trees can't bin a column in which nothing is known.
         self.used_ = ~np.isnan(everybody).all(axis=0)
         self.classifier_ = clone(self.classifier).fit(everybody[:, self.used_], np.tile(y, self.copies + 1))

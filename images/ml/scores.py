@@ -142,5 +142,5 @@ def compare(ours: Any, theirs: Any, seed: int) -> dict[str, float] | None:
     means = [person[random.integers(0, len(person), len(person))].mean() for _ in range(2000)]
     low, high = np.percentile(means, [2.5, 97.5])
     by_fold = both.groupby(["repeat", "fold"])[["ours", "theirs"]].mean()
-    p_value = nadeau_bengio(by_fold["ours"], by_fold["theirs"], both["fold"].nunique())
+    p_value = nadeau_bengio(by_fold["ours"], by_fold["theirs"], max(2, both["fold"].nunique()))
     return {"difference": float(person.mean()), "low": float(low), "high": float(high), "p_value": p_value, "people": len(person)}

@@ -74,10 +74,8 @@ def interval(model: Any, X: pd.DataFrame) -> np.ndarray:
 
 def unexpectedly_unknown(model: Any, X: pd.DataFrame) -> list[list[str]]:
     """Return for each person which features are not known that nearly all people trained on had."""
-    steps = getattr(model, "named_steps", {})
-    if "design" not in steps:
-        return [[] for _ in range(len(X))]
-    expected = steps["design"].known_ >= EXPECTED
+    first = getattr(model, "estimators_", [model])[0]  # a vote's members were trained on the same people
+    expected = getattr(first, "named_steps", {}).get("design", first).known_ >= EXPECTED
     return [[name for name, odd in zip(FEATURES, row, strict=True) if odd] for row in X.isna().to_numpy() & expected]
 
 

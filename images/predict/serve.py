@@ -46,15 +46,19 @@ class Champion:
 
     def __init__(self) -> None:
         """Serve nothing until `follow` has found a champion."""
-        self.version: str | None = None
-        self._application: Any = None
+        # Version and application change together.
+        self.current: tuple[str, Any] | None = None
 
     async def __call__(self, scope: Message, receive: Callable[..., Any], send: Callable[..., Awaitable[None]]) -> None:
         """Answer a request; without a champion with 503."""
         if scope["type"] != "http":
             return
-        version = self.version
-        if version is None:
+        current = self.current
+        if current is None and scope["path"] == "/health":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"waiting for a champion"})
+            return
+        if current is None:
             headers = [(b"content-type", b"application/json"), (b"retry-after", b"10")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": b'{"message": "there is no champion yet; run the pipeline"}'})
@@ -65,17 +69,18 @@ class Champion:
                 message["headers"] = [*message["headers"], (b"x-model-version", version.encode())]
             await send(message)
 
-        await self._application(scope, receive, send_with_version)
+        version, application = current
+        await application(scope, receive, send_with_version)
 
     def look(self) -> None:
         """Take over the version that the alias names, where it is another one."""
         with mlflow_client() as client:
             champion = registered_version(client, "champion")
-            if champion is None or champion.version == self.version:
+            if champion is None or (self.current and champion.version == self.current[0]):
                 return
             load_model(champion.version)  # refuses what could run code
             model = mlflow.pyfunc.load_model(f"models:/{MODEL_NAME}/{champion.version}")
-        self._application, self.version = scoring_server.init(Readable(model)), champion.version
+        self.current = (champion.version, scoring_server.init(Readable(model)))
         log.info("serving version %s", champion.version)
 
     async def follow(self) -> None:
@@ -85,6 +90,8 @@ class Champion:
                 await asyncio.to_thread(self.look)
             except StageError as error:
                 log.warning("%s", error)
+            except Exception:
+                log.exception("the champion can't be read; the present version goes on")
             await asyncio.sleep(POLL_SECONDS)
 
 

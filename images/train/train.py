@@ -9,6 +9,7 @@ Promise candidates are tuned inside each fold (nested, repeated, stratified cros
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,22 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
             parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "compared_on": len(sample),
                           "chosen": best, "missing_features": strategy, "repeats": folds.shape[1], "folds": FOLDS,
                           "inner_folds": INNER_FOLDS, "newest_load": max(load["load_id"] for load in loads)}  # fmt: skip
-            tags = {"fingerprint": fingerprint, "heart.run": job.run, "heart.image": job.image, "heart.chosen": best,
-                    "mlflow.source.git.commit": job.revision}  # fmt: skip
+            tags = {
+                "fingerprint": fingerprint,
+                "records": digest,
+                "training_batches": ",".join(batches),
+                "newest_load": str(parameters["newest_load"]),
+                "heart.run": job.run,
+                "heart.image": job.image,
+                "heart.chosen": best,
+                "mlflow.source.git.commit": job.revision,
+            }
             run_id, version = register(model, people, judged, strategies, lineage, path, parameters, tags, digest)
             client.set_registered_model_alias(MODEL_NAME, "challenger", str(version))
-            scores = {name: {k: result[k] for k in SCORES} for name, result in judged.items()}
+            # A constant answer has no calibration slope.
+            scores = {
+                name: {k: result[k] if math.isfinite(result[k]) else None for k in SCORES} for name, result in judged.items()
+            }
             metrics = registered(client, version, run_id) | {"chosen": best, "missing_features": strategy, "candidates": scores}
             job.commit(rows, folder=folder, outputs={path.name: count}, metrics=metrics)
 
@@ -273,7 +285,7 @@ def candidates(strategy: str, seed: int, people: int) -> dict[str, Any]:
         "random forest": with_missing(strategy, forest),
         "gradient boosting": MaskAugmented(boosting, copies, seed),
     }
-    if people >= MOST_COMPARED:
+    if people > MOST_COMPARED:
         del found["support vector machine"]
     return found
 
@@ -393,7 +405,7 @@ def register(
         people.drop(columns="account_id").astype({"target": "float64"}),
         source=CodeDatasetSource(tags={"mlflow.source.name": "heart_analysis.heart_feature", "loads": json.dumps(lineage)}),
         targets="target",
-        name=parameters["training_batches"],
+        name=parameters["training_batches"][:200],
         digest=digest[:32],
     )
     names = ("mlflow-skinny", "numpy", "pandas", "scikit-learn", "skops")

@@ -164,6 +164,16 @@ def test_refuses_what_cannot_be_trained_on_in_one_line(trained, services, tmp_pa
     assert "0 people with disease and 2 without; at least 20 of each" in few.stage("train", expect=REFUSED).error
 
 
+def test_a_hospital_where_hardly_anybody_has_some_features_can_be_trained_on_and_compared_with_another(trained):
+    """Of Hungary's people 1 % have `ca`; Cleveland's champion and Hungary's model share no training person."""
+    delivery, _, _ = trained
+    elsewhere = Delivery(delivery.folder / "elsewhere", variables=delivery.variables, runner=delivery.runner)
+    outcome = elsewhere.stage("train", None, "--training-batch", "hungary")
+    assert (outcome.result or {})["metrics"]["candidates"]["logistic regression"]["auc"] > 0.85
+    metrics = (elsewhere.stage("evaluate").result or {})["metrics"]
+    assert metrics["decision"] in ("kept champion", "refused") and "people)" in metrics["reason"], "they were compared"
+
+
 def test_kaggles_file_gives_a_model_of_the_same_direction(postgres, mlflow, tmp_path):
     """Its target is inverted; matched to UCI's rows, every value agrees and the model says the same of the same people.
 
