@@ -18,7 +18,7 @@ def test_the_stages_run_alone_as_the_readme_says(postgres, mlflow, tmp_path):
     blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
     assert len(blocks) == 2
     script = "set -e\n" + blocks[0].replace("/tmp/heart", str(tmp_path)) + blocks[1].replace("stage predict", "")
-    reach = warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow}
+    reach = warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow, "HEART_REPEATS": "1"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, env=base_environment() | reach, capture_output=True, text=True, timeout=200
     )

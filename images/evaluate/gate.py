@@ -31,7 +31,8 @@ def alarms(challenger: Scores, prevalence: float, canary: float, sites: dict[str
     """Return what says that data or method are broken, so that no score means anything; empty where all is well.
 
     challenger: cross-validated scores; prevalence: the share of people with disease; canary: mean ROC-AUC after the
-    diagnoses were shuffled; sites: scores at the batches outside the training batches, of those that have enough people of both kinds.
+    diagnoses were shuffled; sites: scores at the batches outside the training batches, of those that have enough people of
+    both kinds.
     """
     found = []
     # Where nearly everybody is of one kind, always saying so is right that often.

@@ -163,14 +163,17 @@ class TunedLogisticRegression(LogisticRegression):
 
     GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
-    def __init__(self, C: float = 1.0, folds: int = 5, repeats: int = 2, random_state: int = 0) -> None:
-        """Keep the settings; C is what fitting finds."""
+    def __init__(self, C: float = 1.0, folds: int = 5, repeats: int = 2, random_state: int = 0, tune: bool = True) -> None:
+        """Keep the settings; C is what fitting finds, or, where nothing is to be tuned, what it takes."""
         super().__init__(C=C, max_iter=1000, random_state=random_state)
         self.folds = folds
         self.repeats = repeats
+        self.tune = tune
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "TunedLogisticRegression":
         """Find C, then fit with it."""
+        if not self.tune:
+            return super().fit(X, y, sample_weight)
         inner = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.random_state)
         path = LogisticRegressionCV(
             Cs=list(self.GRID),

@@ -156,6 +156,20 @@ def test_an_inverted_target_fails_the_run_and_names_the_batch(clinic):
     assert warehouse.query("SELECT decision FROM heart_analysis.promotion") == [("refused",)]
 
 
+def test_a_model_of_another_hospital_is_compared_on_those_that_neither_was_trained_on(clinic):
+    """Of Hungary's people 1 % have `ca`: nothing in training may need all features known."""
+    delivery, _, _ = clinic
+    for batch in ("cleveland", "hungary", "switzerland", "va_long_beach"):
+        deliver(delivery, batch, batch)
+    delivery.stage("train")
+    assert (delivery.stage("evaluate").result or {})["metrics"]["decision"] == "promoted"
+    outcome = delivery.stage("train", None, "--training-batch", "hungary")
+    assert (outcome.result or {})["metrics"]["candidates"]["logistic regression"]["auc"] > 0.85
+    metrics = (delivery.stage("evaluate").result or {})["metrics"]
+    assert metrics["decision"] != "promoted" and ", 920 people)" in metrics["reason"]
+    assert metrics["drift_from"] == ["cleveland"], "drift is measured from the champion's people"
+
+
 def test_the_better_model_is_promoted_a_tied_one_not_a_worse_one_refused_and_the_champion_taken_back(clinic):
     delivery, warehouse, address = clinic
 
