@@ -8,6 +8,7 @@ Where nothing has changed since the last time, each stage skips itself. Where a 
 people being unlike those that the model knows, **retrain** starts this DAG once more, to train on that batch too.
 """
 
+import os
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -28,7 +29,12 @@ from stages import STAGES
     params={
         "seed": Param(1989, type="integer", title="Seed", description="Fixes folds, models and resampling."),
         "repeats": Param(
-            10, type="integer", minimum=1, maximum=100, title="Repeats", description="How often cross-validation is repeated."
+            int(os.environ.get("HEART_REPEATS", "10")),
+            type="integer",
+            minimum=1,
+            maximum=100,
+            title="Repeats",
+            description="How often cross-validation is repeated.",
         ),
         "training_batch": Param(
             "", type="string", title="Training batches", description="Separated by spaces; empty: the one with the most people."

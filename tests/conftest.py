@@ -12,10 +12,14 @@ import support  # noqa: F401 - makes dags/ and embedded/ importable
 from runners import ContainerRunner, ProcessRunner, mlflow_container, network, postgres_container
 from support import ENVIRONMENTS, ROOT, STAGES, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
+ENGINE = bool(os.environ.get("REQUIRE_DOCKER")) or (
+    shutil.which("docker") is not None and os.system("docker info >/dev/null 2>&1") == 0  # noqa: S605
+)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required."""
-    if shutil.which("docker") and os.system("docker info >/dev/null 2>&1") == 0:  # noqa: S605
+    if ENGINE:
         return
     for item in items:
         if item.get_closest_marker("docker") and not os.environ.get("REQUIRE_DOCKER"):
@@ -83,7 +87,8 @@ def mlflow(postgres: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         yield address
 
 
-@pytest.fixture(scope="session", params=["process", pytest.param("container", marks=pytest.mark.docker)])
+# Where there is an engine, containers show what processes would; those that train have their tests beside these.
+@pytest.fixture(scope="session", params=["container" if ENGINE else "process"])
 def services(request, tmp_path_factory):
     """Run PostgreSQL and an MLflow server for `trained` alone: what other tests register must not be found there.
 

