@@ -232,14 +232,14 @@ def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
     code, answer, _ = ask_model(address, {"dataframe_records": [brief]})
     assert code == 400 and "age" in answer["message"]
 
-    # It follows the alias: the same model again, as another version.
+    # It follows the alias to another version: one that a test before this made, or one that is made now.
     mlflow = stack.address("MLFLOW")
+    if len(ask_mlflow(mlflow, "model-versions/search")["model_versions"]) == 1:
+        run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
+        wait_until(lambda: stack.airflow(f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}")["state"] == "success", 300)
     alias = {"name": "heart-disease", "alias": "champion"}
-    champion = ask_mlflow(mlflow, "registered-models/alias", **alias)["model_version"]
-    again = {"name": "heart-disease", "source": champion["source"], "run_id": champion["run_id"]}
-    created = ask_mlflow(mlflow, "model-versions/create", again)["model_version"]["version"]
-    ask_mlflow(mlflow, "registered-models/alias", alias | {"version": created})
-    wait_until(lambda: ask_model(address, {})[2] == created)
+    ask_mlflow(mlflow, "registered-models/alias", alias | {"version": "2"})
+    wait_until(lambda: ask_model(address, {})[2] == "2")
     ask_mlflow(mlflow, "registered-models/alias", alias | {"version": "1"})
 
 
