@@ -159,8 +159,8 @@ def test_the_figures_are_those_that_honest_modelling_reaches(first, state):
     accuracy = {site: found["metrics"]["accuracy"]["value"] for site, found in model["sites"].items()}
     auc = {site: found["metrics"]["auc"]["value"] for site, found in model["sites"].items()}
     assert accuracy["hungary"] >= 0.84 and auc["hungary"] >= 0.89
-    assert accuracy["va_long_beach"] >= 0.74 and auc["va_long_beach"] >= 0.725
-    assert accuracy["switzerland"] >= 0.77
+    assert accuracy["va_long_beach"] >= 0.745 and auc["va_long_beach"] >= 0.725
+    assert accuracy["switzerland"] >= 0.78
     assert sum(model["leave_one_site_out"].values()) / 4 >= 0.81
     assert [site for site, found in model["drift"].items() if found["drifted"]] == ["hungary", "switzerland", "va_long_beach"]
 
