@@ -160,8 +160,9 @@ def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, *
 
 
 def base_environment() -> dict[str, str]:
-    """Return this machine's environment without what earlier runs of the project may have set."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("HEART_", "AIRFLOW", "PG", "MLFLOW"))}
+    """Return this machine's environment without what earlier runs, or the `make` around the tests, may have set."""
+    foreign = ("HEART_", "AIRFLOW", "PG", "MLFLOW", "MAKE", "MFLAGS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 def make_database(postgres: dict[str, str]) -> dict[str, str]:
