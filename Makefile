@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline predict history rollback serve down destroy data lock uv FORCE
+.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline predict history rollback serve down rotate destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ logs/%: ## show a stage's log of the newest run, as in logs/load
 
 down: ## stop the system; data stay
 	@$(PYTHON) stack/stack.py down
+
+rotate: ## new credentials for everything; restarts the services
+	@$(PYTHON) stack/stack.py rotate
 
 destroy: ## stop the system and remove its data and credentials, after asking  [YES=1]
 	@$(PYTHON) stack/stack.py destroy

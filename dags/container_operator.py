@@ -15,9 +15,8 @@ from typing import Any
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import Context, ResumableJobMixin
 from docker.errors import APIError, NotFound
-from docker.types import Mount
 
-from containers import HARDENED, Container, container_of
+from containers import container_of, host_config
 from operators import RunLink, StageTask, find_result
 from stages import STAGES
 
@@ -145,23 +144,6 @@ class ContainerOperator(StageTask, ResumableJobMixin, DockerOperator):  # type: 
             name=name,
             environment=environment,
             labels=self.wanted.labels | task,
-            host_config=self.cli.create_host_config(**host_config(self.wanted)),
+            host_config=host_config(self.wanted),
         )
         return created["Id"]
-
-
-def host_config(container: Container) -> dict[str, Any]:
-    """Return the contract's limits and mounts as Docker's Python API takes them."""
-    mounts = [
-        Mount(target, volume, "volume", read_only=target not in container.writable)
-        for target, volume in container.volumes.items()
-    ]
-    return {
-        **HARDENED,
-        "tmpfs": {HARDENED["tmpfs"]: ""},
-        "mem_limit": container.memory,
-        "memswap_limit": container.memory,
-        "nano_cpus": int(container.cpus * 1_000_000_000),
-        "network_mode": (container.networks or ("none",))[0],
-        "mounts": mounts,
-    }

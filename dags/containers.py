@@ -1,10 +1,12 @@
 """What a stage's container is given, read from the contract: the same for the DAGs, `make run/<stage>` and the tests.
 
-Standard library only. `container_of` names everything once; `docker_arguments` says it to the command line.
+Standard library only. `container_of` names everything once; `docker_arguments` says it to the command line, `host_config`
+to the engine's API, which takes nothing else through the gateway (stack/gateway.py).
 """
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages import POSTGRES, Stage
 
@@ -51,6 +53,7 @@ def container_of(stage: Stage, project: str = "heart", tag: str = "dev") -> Cont
         "PGUSER": f"heart_{stage.name}",
         "PGPASSFILE": f"{SECRETS}/pgpass",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "MLFLOW_CREDENTIALS": f"{SECRETS}/mlflow",
     }
     volumes = {ARTIFACTS: f"{project}_artifacts"}
     if "HEART_DATA" in stage.variables:
@@ -81,3 +84,29 @@ def docker_arguments(container: Container) -> list[str]:
         arguments.append(f"--volume={volume}:{target}{'' if target in container.writable else ':ro'}")
     arguments += [f"--env={name}={value}" for name, value in container.environment.items()]
     return [*arguments, *(f"--label={name}={value}" for name, value in container.labels.items())]
+
+
+def host_config(container: Container) -> dict[str, Any]:
+    """Return a container's limits, mounts and network in the words of the engine's API (`HostConfig`)."""
+    memory = bytes_of(container.memory)
+    return {
+        "Init": True,
+        "ReadonlyRootfs": True,
+        "CapDrop": HARDENED["cap_drop"],
+        "SecurityOpt": HARDENED["security_opt"],
+        "PidsLimit": HARDENED["pids_limit"],
+        "Tmpfs": {HARDENED["tmpfs"]: ""},
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": int(container.cpus * 1_000_000_000),
+        "NetworkMode": (container.networks or ("none",))[0],
+        "Mounts": [
+            {"Type": "volume", "Source": volume, "Target": target, "ReadOnly": target not in container.writable}
+            for target, volume in container.volumes.items()
+        ],
+    }
+
+
+def bytes_of(memory: str) -> int:
+    """Return the number of bytes that Docker understands by a text such as 512m."""
+    return int(memory[:-1]) * {"k": 2**10, "m": 2**20, "g": 2**30}[memory[-1]]

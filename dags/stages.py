@@ -11,7 +11,7 @@ from datetime import timedelta
 # revision of the code, whether to work even where nothing changed.
 COMMON_ENVIRONMENT = ("HEART_RUN", "HEART_ARTIFACTS", "HEART_IMAGE", "HEART_REVISION", "HEART_FORCE")
 POSTGRES = ("PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSFILE")
-MLFLOW = ("MLFLOW_TRACKING_URI",)
+MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_CREDENTIALS")
 
 # Exit codes (README.md, "The contract of a stage").
 DONE, USAGE, REFUSED, UNAVAILABLE, NOTHING_TO_DO = 0, 2, 65, 75, 99

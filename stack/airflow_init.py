@@ -12,6 +12,8 @@ USER = ["--username", "heart"]
 
 for command in (
     ["db", "migrate"],
+    # What was stored with the key before the newest is written anew.
+    ["rotate-fernet-key"],
     ["users", "create", *USER, "--firstname", "heart", "--lastname", "pipeline", "--role", "Admin",
      "--email", "heart@example.com", "--password", PASSWORD],
     # Also after the password was changed in .credentials.

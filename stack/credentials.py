@@ -3,6 +3,7 @@
 Reads /credentials (NAME=VALUE lines); writes below /secrets, one folder a volume. A missing credential ends the start.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,16 @@ SECRETS = Path("/secrets")
 # libpq takes a password file from nobody but its owner.
 ROOT, HEART, PGADMIN = 0, 10001, 5050
 STAGES = ("load", "train", "evaluate", "predict")
+# Who asks MLflow; `model` is the scoring server, `heart` stands for people.
+MLFLOW_CLIENTS = ("train", "evaluate", "predict", "model")
+MLFLOW_AUTH = """[mlflow]
+database_uri = postgresql+psycopg2://mlflow@postgres/mlflow
+admin_username = heart
+default_permission = READ
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+# Else each request takes the time of a password's hash; a changed password restarts the server.
+auth_cache_ttl_seconds = 300
+"""
 
 
 def main() -> None:
@@ -26,6 +37,11 @@ def main() -> None:
     def pgpass(user: str) -> str:
         return f"*:*:*:{user}:{credential(f'{user.upper()}_DB_PASSWORD')}\n"
 
+    def login(client: str) -> str:
+        password = credential(f"MLFLOW_{client.upper()}_PASSWORD")
+        return f"[mlflow]\nmlflow_tracking_username = {client}\nmlflow_tracking_password = {password}\n"
+
+    users = {name: credential(f"MLFLOW_{name.upper()}_PASSWORD") for name in MLFLOW_CLIENTS}
     roles = ("airflow", "mlflow", "heart_analyst", *(f"heart_{stage}" for stage in STAGES))
     broker = credential("BROKER_PASSWORD")
     files = {
@@ -41,9 +57,13 @@ def main() -> None:
         "airflow/secret_key": (credential("AIRFLOW_SECRET_KEY"), HEART),
         "airflow/jwt_secret": (credential("AIRFLOW_JWT_SECRET"), HEART),
         "mlflow/pgpass": (pgpass("mlflow"), HEART),
+        "mlflow/auth.ini": (MLFLOW_AUTH, HEART),
+        "mlflow/secret_key": (credential("MLFLOW_SECRET_KEY"), HEART),
+        "mlflow/users": (json.dumps({"heart": credential("MLFLOW_PASSWORD"), **users}), HEART),
         "pgadmin/password": (credential("PGADMIN_PASSWORD"), PGADMIN),
         "pgadmin/analyst": (credential("HEART_ANALYST_DB_PASSWORD"), PGADMIN),
         **{f"{stage}/pgpass": (pgpass(f"heart_{stage}"), HEART) for stage in STAGES},
+        **{f"{client}/mlflow": (login(client), HEART) for client in MLFLOW_CLIENTS},
     }
     for name, (content, owner) in files.items():
         path = SECRETS / name

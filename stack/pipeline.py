@@ -28,6 +28,8 @@ LOGS = Path("/airflow/logs")
 ENDED = {"success": "done", "skipped": "unchanged", "failed": "failed"}
 RUN_ENDED = ("success", "failed")
 POLL_SECONDS = 0.5
+# A service that is restarted is back well within this.
+PATIENCE_SECONDS = 60
 # The scheduler starts the run that an asset sets off well within this.
 ASSET_SECONDS = 60
 
@@ -179,8 +181,18 @@ class Airflow:
     def _ask(self, path: str, body: bytes | None = None) -> Any:
         address = f"{SERVER}{path}" if path.startswith("/") else f"{SERVER}/api/v2/{path}"
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
-        with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=60) as answer:  # noqa: S310
-            return json.load(answer)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=60) as answer:  # noqa: S310
+                    return json.load(answer)
+            except (urllib.error.URLError, ConnectionError) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise
+                # A question may be asked again; what starts a run must not start two.
+                if body is not None or time.monotonic() > deadline:
+                    sys.exit(f"Airflow does not answer ({error}); make up starts it, docker compose logs says what it lacks")
+                time.sleep(POLL_SECONDS)
 
 
 def quote(name: str) -> str:

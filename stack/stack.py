@@ -4,6 +4,7 @@
     stack/stack.py up        credentials, missing images, start, wait until everything is healthy
     stack/stack.py down      stop it; data stay
     stack/stack.py destroy   stop it and remove its data and credentials, after asking (YES=1 answers)
+    stack/stack.py rotate    new credentials for everything; restarts the services
     stack/stack.py pipeline  run everything once through Airflow, follow it, show what came of it
     stack/stack.py log load  show a stage's log of the newest run
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("embedded", "dags", "images")]
 from engine import exists, require_engine  # noqa: E402
 
-from stages import POSTGRES, STAGES  # noqa: E402
+from stages import MLFLOW, POSTGRES, STAGES  # noqa: E402
 from summary import find_report, summarise, write  # noqa: E402
 
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "heart")
@@ -36,10 +37,13 @@ DOWN = ("docker", "compose", "--profile", "*", "down")
 # What is logged in to with a password; a role's is the password of the database role of that name.
 READERS = [name for name, stage in STAGES.items() if set(POSTGRES) <= set(stage.variables)]
 ROLES = ("POSTGRES", "AIRFLOW", "MLFLOW", "HEART_ANALYST", *(f"HEART_{name.upper()}" for name in READERS))
+# `model` is the scoring server.
+MLFLOW_CLIENTS = ("model", *(name for name, stage in STAGES.items() if set(MLFLOW) <= set(stage.variables)))
+PASSWORDS = ("AIRFLOW", "MLFLOW", "PGADMIN", "BROKER", *(f"MLFLOW_{name.upper()}" for name in MLFLOW_CLIENTS))
 ADDRESS = "http://localhost"
 PAGES = (
     ("AIRFLOW", 8080, "AIRFLOW_PASSWORD", "heart"),
-    ("MLFLOW", 600, "", ""),
+    ("MLFLOW", 600, "MLFLOW_PASSWORD", "heart"),
     ("PGADMIN", 5050, "PGADMIN_PASSWORD", "heart@example.com"),
 )
 
@@ -47,13 +51,13 @@ PAGES = (
 def main() -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("up", "down", "destroy", "pipeline", "log"))
+    parser.add_argument("what", choices=("up", "down", "destroy", "rotate", "pipeline", "log"))
     parser.add_argument("stage", nargs="?", help="of which the log is wanted")
     arguments = parser.parse_args()
     require_engine()
     if arguments.what == "log":
         sys.exit(in_airflow("log", "--stage", arguments.stage or "").returncode)
-    {"up": up, "down": down, "destroy": destroy, "pipeline": pipeline}[arguments.what]()
+    {"up": up, "down": down, "destroy": destroy, "rotate": rotate, "pipeline": pipeline}[arguments.what]()
 
 
 def up() -> None:
@@ -76,8 +80,7 @@ def up() -> None:
     print(f"\nready after {time.monotonic() - started:.0f} s\n")
     for name, _, password, user in PAGES:
         address = address_of(name)
-        login = f"user {user}, password {password} in {CREDENTIALS.name}" if password else "no login"
-        print(f"  {name.title():8} {address:24} {login}")
+        print(f"  {name.title():8} {address:24} user {user}, password {password} in {CREDENTIALS.name}")
     print("\n`make pipeline` runs everything once; `make down` stops the system and keeps its data")
 
 
@@ -138,6 +141,29 @@ def destroy() -> None:
     if code := subprocess.run([*DOWN, "--volumes", "--remove-orphans"], cwd=ROOT, env=environment()).returncode:
         sys.exit(code)
     CREDENTIALS.unlink(missing_ok=True)
+
+
+def rotate() -> None:
+    """Give everything that is logged in to a new credential, and start it anew with that."""
+    if not CREDENTIALS.exists():
+        sys.exit("there are no credentials yet; make up makes them")
+    old = read_credentials()
+    new = new_credentials()
+    # What Airflow stored under the old key is read with it, and written with the new one, at the next start.
+    new["AIRFLOW_FERNET_KEY"] += "," + old["AIRFLOW_FERNET_KEY"].split(",")[0]
+    compose("stop", "airflow-scheduler", "airflow-worker")  # first, so that they start no other stage
+    if left := stage_containers():
+        subprocess.run(["docker", "stop", "--time", "5", *left], capture_output=True)
+    compose("up", "--detach", "--wait", "postgres", "pgadmin")
+    # These two keep their own; the start sets what is kept elsewhere.
+    admin = f"ALTER ROLE postgres PASSWORD '{new['POSTGRES_DB_PASSWORD']}'"
+    compose("exec", "-T", "postgres", "psql", "--quiet", "--no-psqlrc", "-U", "postgres", "-f", "-", said=admin)
+    update = 'read -r password; exec /venv/bin/python3 /pgadmin4/setup.py update-user heart@example.com --password "$password"'
+    compose("exec", "-T", "pgadmin", "sh", "-c", update, said=new["PGADMIN_PASSWORD"] + "\n")
+    write_credentials(new)
+    compose("down")
+    print(f"every credential in {CREDENTIALS.name} is new; starting with them", flush=True)
+    up()
 
 
 def pipeline() -> None:
@@ -202,21 +228,38 @@ def stage_containers() -> list[str]:
 
 def complete_credentials() -> None:
     """Generate the credentials that are not there yet, in a file that only its owner reads."""
-    lines = CREDENTIALS.read_text(encoding="utf-8").splitlines() if CREDENTIALS.exists() else []
-    there = {line.split("=", 1)[0] for line in lines}
-    wanted = {f"{role}_DB_PASSWORD": secrets.token_urlsafe(24) for role in ROLES}
-    wanted |= {name: secrets.token_urlsafe(18) for name in ("AIRFLOW_PASSWORD", "PGADMIN_PASSWORD", "BROKER_PASSWORD")}
-    wanted["AIRFLOW_FERNET_KEY"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-    wanted |= {name: secrets.token_urlsafe(64) for name in ("AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET")}
-    missing = {name: value for name, value in wanted.items() if name not in there}
-    if missing and "POSTGRES_DB_PASSWORD" in missing and exists("volume", f"{PROJECT}_postgres"):
+    there = read_credentials()
+    missing = {name: value for name, value in new_credentials().items() if name not in there}
+    if "POSTGRES_DB_PASSWORD" in missing and exists("volume", f"{PROJECT}_postgres"):
         sys.exit(f"{CREDENTIALS.name} is gone, but the database that it opens is there; bring it back, or make destroy")
     if missing:
-        descriptor = os.open(CREDENTIALS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.writelines(f"{name}={value}\n" for name, value in missing.items())
+        write_credentials(there | missing)
         print(f"generated {len(missing)} credentials in {CREDENTIALS.name}", flush=True)
     CREDENTIALS.chmod(0o600)
+
+
+def new_credentials() -> dict[str, str]:
+    """Return a new value for every credential that there must be."""
+    wanted = {f"{role}_DB_PASSWORD": secrets.token_urlsafe(24) for role in ROLES}
+    wanted |= {f"{name}_PASSWORD": secrets.token_urlsafe(18) for name in PASSWORDS}
+    wanted["AIRFLOW_FERNET_KEY"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    wanted |= {name: secrets.token_urlsafe(64) for name in ("AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET", "MLFLOW_SECRET_KEY")}
+    return wanted
+
+
+def read_credentials() -> dict[str, str]:
+    """Return the credentials that there are."""
+    lines = CREDENTIALS.read_text(encoding="utf-8").splitlines() if CREDENTIALS.exists() else []
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def write_credentials(credentials: dict[str, str]) -> None:
+    """Write the file anew: whole or not at all, and for nobody else to read."""
+    new = CREDENTIALS.with_name(f"{CREDENTIALS.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.writelines(f"{name}={value}\n" for name, value in credentials.items())
+    new.replace(CREDENTIALS)
 
 
 def environment() -> dict[str, str]:
@@ -228,14 +271,14 @@ def environment() -> dict[str, str]:
     return os.environ | known
 
 
-def compose(*arguments: str) -> str:
-    """Run docker compose; return what it printed."""
-    return docker("compose", *arguments)
+def compose(*arguments: str, said: str | None = None) -> str:
+    """Run docker compose; return what it printed. said: what it reads from its standard input."""
+    return docker("compose", *arguments, said=said)
 
 
-def docker(*arguments: str) -> str:
+def docker(*arguments: str, said: str | None = None) -> str:
     """Run a docker command; end with what it said where it fails."""
-    done = subprocess.run(["docker", *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(["docker", *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, input=said)
     if done.returncode:
         sys.exit(f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}".rstrip())
     return done.stdout

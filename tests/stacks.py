@@ -50,6 +50,11 @@ class Stack:
         """Return where one of its pages is."""
         return f"http://localhost:{self.environment[f'{page}_PORT']}"
 
+    @property
+    def mlflow(self) -> str:
+        """Return MLflow's address with the login of its user."""
+        return self.address("MLFLOW").replace("//", f"//heart:{self.credentials['MLFLOW_PASSWORD']}@")
+
     def query(self, query: str) -> list[list[str]]:
         """Return the rows of a query in the warehouse."""
         psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-AtF", "\t", "-c", query)

@@ -4,6 +4,7 @@ A run fails the test unless it ends with the expected exit code, leaves no trace
 ERROR. The variables that a stage gets are those of the contract; nothing else of this machine's environment.
 """
 
+import base64
 import contextlib
 import itertools
 import json
@@ -150,11 +151,13 @@ class Delivery:
 
 
 def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, **query: str) -> dict:
-    """Ask MLflow's REST API, or send it a body."""
+    """Ask MLflow's REST API, or send it a body. The address may hold a login: http://user:password@host."""
     arguments = "&".join(f"{name}={value}" for name, value in query.items())
-    url = f"{address}/api/2.0/mlflow/{path}?{arguments}"
+    scheme, _, place = address.rpartition("//")
+    login, _, host = place.rpartition("@")
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    request = urllib.request.Request(f"{scheme}//{host}/api/2.0/mlflow/{path}?{arguments}", data, headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
         return json.load(answer)
 

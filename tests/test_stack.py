@@ -55,7 +55,7 @@ def window(stack: Stack) -> Iterator[Browser]:
 
 def test_everything_is_healthy_within_its_limits_and_only_on_this_machine(stack):
     states = stack.states()
-    once = {"secrets", "databases", "mlflow-migrate", "airflow-init"}
+    once = {"secrets", "databases", "mlflow-init", "airflow-init"}
     assert {name for name, state in states.items() if state == "done"} == once
     assert {state for name, state in states.items() if name not in once} == {"healthy"}
     services = [json.loads(line) for line in stack.compose("ps", "--format", "json").splitlines()]
@@ -87,7 +87,7 @@ def test_all_records_are_in_the_warehouse_and_the_champion_in_the_registry(stack
         "va_long_beach": (200, 200, 0, 0),
     }
     assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
-    mlflow = stack.address("MLFLOW")
+    mlflow = stack.mlflow
     version = ask_mlflow(mlflow, "registered-models/alias", name="heart-disease", alias="champion")["model_version"]
     assert first["model"]["version"] == int(version["version"]) == 1 and first["model"]["decision"] == "promoted"
     run = ask_mlflow(mlflow, "runs/get", run_id=version["run_id"])["run"]
@@ -135,7 +135,7 @@ def test_people_find_green_runs_plots_and_tables(stack, first, window):
     with window.looking_at("airflow"):
         window.airflow(stack.address("AIRFLOW"), stack.credentials["AIRFLOW_PASSWORD"], run)
 
-    mlflow = stack.address("MLFLOW")
+    mlflow = stack.mlflow
     version = ask_mlflow(mlflow, "registered-models/alias", name="heart-disease", alias="champion")["model_version"]
     plots = [f["path"] for f in ask_mlflow(mlflow, "artifacts/list", run_id=version["run_id"], path="plots")["files"]]
     experiment = ask_mlflow(mlflow, "runs/get", run_id=version["run_id"])["run"]["info"]["experiment_id"]
@@ -155,14 +155,14 @@ def test_the_report_reads_on_a_desk_on_a_phone_and_in_the_dark(first, window, na
 
 def test_a_second_run_with_nothing_new_skips_everything_and_writes_nothing(stack, first):
     before = stack.tables()
-    versions = ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"]
+    versions = ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"]
     done = stack.make("pipeline")
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((ROOT / ".run" / "summary.json").read_text())
     assert {stage["outcome"] for stage in again["stages"]} == {"unchanged"}
     assert len(again["stages"]) == 3 * 4 + 3
     assert stack.tables() == before
-    assert ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"] == versions
+    assert ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"] == versions
 
 
 def test_a_refused_batch_fails_the_run_with_its_reason_and_is_not_tried_again(stack, first):
@@ -179,7 +179,7 @@ def test_a_refused_batch_fails_the_run_with_its_reason_and_is_not_tried_again(st
 
 
 def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, first):
-    versions = len(ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"])
+    versions = len(ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"])
     run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
     mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
     wait_until(lambda: docker("ps", "--quiet", *mine))
@@ -202,7 +202,7 @@ def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, f
     assert stack.airflow(path)["state"] == "success"
     train = stack.airflow(f"{path}/taskInstances/train")
     assert (train["state"], train["try_number"]) == ("success", 2)
-    assert len(ask_mlflow(stack.address("MLFLOW"), "model-versions/search")["model_versions"]) == versions + 1, "trained once"
+    assert len(ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"]) == versions + 1, "trained once"
     assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
 
 
@@ -233,7 +233,7 @@ def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
     assert code == 400 and "age" in answer["message"]
 
     # It follows the alias to another version: one that a test before this made, or one that is made now.
-    mlflow = stack.address("MLFLOW")
+    mlflow = stack.mlflow
     if len(ask_mlflow(mlflow, "model-versions/search")["model_versions"]) == 1:
         run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
         wait_until(lambda: stack.airflow(f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}")["state"] == "success", 300)
@@ -297,7 +297,7 @@ def test_restarts_lose_nothing(stack, first):
     def nothing_is_lost() -> None:
         assert stack.tables() == before
         assert len(stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]) == runs
-        assert ask_mlflow(stack.address("MLFLOW"), "registered-models/alias", name="heart-disease", alias="champion")
+        assert ask_mlflow(stack.mlflow, "registered-models/alias", name="heart-disease", alias="champion")
 
     stack.compose("restart")
     wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)

@@ -4,10 +4,12 @@ Where one of them can't be reached, at the beginning or in the middle, a stage e
 be tried again. The clients are imported where they are used: each image has only those that it needs.
 """
 
+import configparser
 import contextlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,10 @@ POSTGRES = {
     "PGUSER": "who the stage is there",
     "PGPASSFILE": "file with the password, in PostgreSQL's own format",
 }
-MLFLOW = {"MLFLOW_TRACKING_URI": "address of the MLflow server"}
+MLFLOW = {
+    "MLFLOW_TRACKING_URI": "address of the MLflow server",
+    "MLFLOW_CREDENTIALS": "file with the login there, in the format of ~/.mlflow/credentials; none where there is no login",
+}
 
 MODEL_NAME = "heart-disease"
 
@@ -74,6 +79,7 @@ def mlflow_client() -> "Iterator[mlflow.MlflowClient]":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    _log_in_to_mlflow()
     import mlflow
     import requests
 
@@ -94,13 +100,22 @@ def mlflow_client() -> "Iterator[mlflow.MlflowClient]":
         raise DependencyUnavailable(f"MLflow at {uri}: {message}; check that it runs, then try again") from error
 
 
+def _log_in_to_mlflow() -> None:
+    """Let MLflow's client find the login of the file that MLFLOW_CREDENTIALS names; read anew each time, as it may change."""
+    if path := os.environ.get("MLFLOW_CREDENTIALS"):
+        login = configparser.RawConfigParser()
+        login.read(path, encoding="utf-8")
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            os.environ[name] = login.get("mlflow", name, fallback="")
+
+
 def _unreachable(error: BaseException | None) -> bool:
-    """Return whether an error comes from a connection that failed or a server that is not ready."""
+    """Return whether an error comes from a connection that failed, or a server that is not ready or knows no such login."""
     import requests
 
     if error is None:
         return False
-    if isinstance(error, requests.exceptions.RequestException) or "too many 50" in str(error):
+    if isinstance(error, requests.exceptions.RequestException) or re.search("too many 50|error code 401", str(error)):
         return True
     return _unreachable(error.__cause__ or error.__context__)
 

@@ -7,7 +7,6 @@ finds there. PGADMIN_LISTEN_PORT: default 80. PGADMIN_CONFIG_<NAME>: a setting o
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 HOME = Path("/var/lib/pgadmin")
@@ -18,10 +17,9 @@ def main() -> None:
     settings = {"SERVER_MODE": "True", "DATA_DIR": repr(str(HOME)), "LOG_FILE": "'/dev/null'", "UPGRADE_CHECK_ENABLED": "False"}
     prefix = "PGADMIN_CONFIG_"
     settings |= {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
-    # pgAdmin reads a module of this name from anywhere on the path.
     Path("/tmp/config_local.py").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
-    package = Path(next(iter(find_spec("pgadmin4").submodule_search_locations)))  # type: ignore[union-attr, arg-type]
-    environment = os.environ | {"PYTHONPATH": f"/tmp:{package}", "PGADMIN_SETUP_EMAIL": os.environ["PGADMIN_DEFAULT_EMAIL"]}
+    package = Path("/pgadmin4")
+    environment = os.environ | {"PGADMIN_SETUP_EMAIL": os.environ["PGADMIN_DEFAULT_EMAIL"]}
     if not (HOME / "pgadmin4.db").exists():
         environment["PGADMIN_SETUP_PASSWORD"] = Path(os.environ["PGADMIN_DEFAULT_PASSWORD_FILE"]).read_text().strip()
         setup = [sys.executable, str(package / "setup.py")]
