@@ -8,7 +8,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui clean test lint bench docker-engine build-images bundle install-bundle up pipeline predict history rollback serve down rotate destroy data lock uv FORCE
+.PHONY: help run ui clean test lint fuzz audit bench docker-engine build-images bundle install-bundle up pipeline predict history rollback quarantine erase serve down rotate destroy data lock uv FORCE
 
 help: ## list the commands
 	@grep -hE '^[a-z/%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,14 @@ lint: ## check style and types only
 	@.run/env/tests/bin/ruff format --check .
 	@.run/env/tests/bin/mypy
 	@.run/env/tests/bin/hadolint --failure-threshold style $(wildcard images/*/Dockerfile images/bases/*/Dockerfile)
+
+fuzz: ## deliver files spoilt byte by byte, see that every line is accounted for  [COUNT=10000] [SEED=1]
+	@$(PYTHON) embedded/environments.py test
+	@.run/env/tests/bin/python tests/faults/fuzz.py
+
+audit: ## known vulnerabilities of all locked packages; the licences of those in the images
+	@$(PYTHON) embedded/environments.py test
+	@.run/env/tests/bin/python images/audit.py
 
 bench: ## measure size, start and speed; write docs/performance.md  [QUICK=1]
 	@$(PYTHON) embedded/environments.py test
@@ -76,6 +84,12 @@ history: ## which model version was the champion from when until when, and why
 
 rollback: ## make the previous champion the champion again, and record it
 	@$(PYTHON) stack/ask.py rollback
+
+quarantine: ## which records could not be loaded, where they stand, and why
+	@$(PYTHON) stack/ask.py quarantine
+
+erase: ## forget a person everywhere, as in erase ID=CLE-0001, once no delivery names them any more
+	@$(PYTHON) stack/ask.py erase "$(ID)"
 
 serve: ## answer with the champion over HTTP, in the stack; follows the next promotion  [MODEL_PORT=5001]
 	@$(PYTHON) stack/ask.py serve

@@ -190,6 +190,37 @@ def history_table(champions: list[dict[str, Any]]) -> "Table":
     return table
 
 
+def quarantine_table(records: list[dict[str, Any]]) -> "Table":
+    """Return what is wrong with the newest delivery of each batch: rows of quarantine_current."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{len(records)} set aside; corrected at the source, the next run loads them" if records else "nothing is set aside"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("batch", "file", "line", "account", "column", "reason"):
+        table.add_column(name, justify="right" if name == "line" else "left")
+    for record in records:
+        where = (record["batch"], record["file"], str(record["line"]), record["account_id"] or "", record["column_name"] or "")
+        table.add_row(*map(escape, (*where, record["reason"])))
+    return table
+
+
+def still_delivered(found: "list[tuple[Path, int]]") -> str:
+    """Return that nobody was erased, because these files and lines would bring them back."""
+    lines = [f"  {path}, line {number}" for path, number in found]
+    return "\n".join(["nothing was erased: the next run would bring this person back; first remove", *lines])
+
+
+def erased(counts: dict[str, int]) -> str:
+    """Return what was erased: rows of tables, files of stages and of MLflow."""
+    told = [f"  {count:6} {'files' if place in ('artifacts', 'mlflow') else 'rows'}  {place}" for place, count in counts.items()]
+    if not any(counts.values()):
+        return "nobody of this account_id was found"
+    return "\n".join(
+        ["erased", *told, "a model that was trained with this person keeps what it learnt; the next run trains one without"]
+    )
+
+
 def with_interval(score: dict[str, float | None]) -> str:
     """Return a score with its interval under it."""
     if score["value"] is None:

@@ -155,12 +155,12 @@ def rotate() -> None:
     if left := stage_containers():
         subprocess.run(["docker", "stop", "--time", "5", *left], capture_output=True)
     compose("up", "--detach", "--wait", "postgres", "pgadmin")
-    # These two keep their own; the start sets what is kept elsewhere.
+    # These two keep their own; what is kept elsewhere the start sets. Whatever fails from here on: once more mends it.
     admin = f"ALTER ROLE postgres PASSWORD '{new['POSTGRES_DB_PASSWORD']}'"
     compose("exec", "-T", "postgres", "psql", "--quiet", "--no-psqlrc", "-U", "postgres", "-f", "-", said=admin)
-    update = 'read -r password; exec /venv/bin/python3 /pgadmin4/setup.py update-user heart@example.com --password "$password"'
-    compose("exec", "-T", "pgadmin", "sh", "-c", update, said=new["PGADMIN_PASSWORD"] + "\n")
     write_credentials(new)
+    setup = "exec /venv/bin/python3 /pgadmin4/setup.py update-user heart@example.com --admin --password"
+    compose("exec", "-T", "pgadmin", "sh", "-c", f'read -r new; {setup} "$new"', said=new["PGADMIN_PASSWORD"] + "\n")
     compose("down")
     print(f"every credential in {CREDENTIALS.name} is new; starting with them", flush=True)
     up()

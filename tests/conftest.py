@@ -1,5 +1,6 @@
 """The servers that the tests use are real: PostgreSQL and MLflow, started once, listening on this machine only."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 import support  # noqa: F401 - makes dags/ and embedded/ importable
 from runners import ContainerRunner, ProcessRunner, mlflow_container, network, postgres_container
+from stacks import Stack, running_stack
 from support import ENVIRONMENTS, ROOT, STAGES, Delivery, Warehouse, make_database, make_warehouse, mlflow_on
 
 ENGINE = bool(os.environ.get("REQUIRE_DOCKER")) or (
@@ -18,7 +20,18 @@ ENGINE = bool(os.environ.get("REQUIRE_DOCKER")) or (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required."""
+    """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required.
+
+    Two processes share the work: one has the tests of the running system, which mostly wait for it, those first that look at
+    it undisturbed; the other has all the rest, and what that shares.
+    """
+
+    def shares_system(item: pytest.Item) -> bool:
+        return "stack" in getattr(item, "fixturenames", ())
+
+    items.sort(key=lambda item: (not shares_system(item), item.path.name != "test_stack.py" and shares_system(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("system" if shares_system(item) else "stages"))
     if ENGINE:
         return
     for item in items:
@@ -123,6 +136,28 @@ def trained(services, tmp_path_factory):
     outcomes = delivery.etl("cleveland")
     delivery.etl("hungary")
     return delivery, warehouse, outcomes | {"train": delivery.stage("train"), "evaluate": delivery.stage("evaluate")}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Bring the whole system up on ports of its own, once for all tests of it; remove it with its data at the end."""
+    data = tmp_path_factory.mktemp("deliveries")
+    data.parent.chmod(0o755)
+    shutil.copytree(ROOT / "data", data, dirs_exist_ok=True)
+    data.chmod(0o755)
+    with running_stack("heart-test", data, repeats=2, also="tests/faults/impatient.yaml") as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def first(stack: Stack) -> dict[str, Any]:
+    """Run the whole pipeline on the data that come along; gives its summary."""
+    done = stack.make("pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr + stack.compose("logs", "--tail", "60", "airflow-worker")
+    for stage in STAGES:
+        assert stage in done.stderr, "a line a stage"
+    assert "out of fold" in done.stdout and "cleveland" in done.stdout
+    return json.loads((ROOT / ".run" / "summary.json").read_text())
 
 
 @pytest.fixture(scope="session", autouse=True)

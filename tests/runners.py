@@ -11,7 +11,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -156,8 +156,11 @@ def server(
 
 
 @contextmanager
-def postgres_container(on: str, folder: Path) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """Run PostgreSQL on a network; give libpq's variables for this side, and what they are called inside the network."""
+def postgres_container(on: str, folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Run PostgreSQL on a network; give libpq's variables for this side, and what they are called inside the network.
+
+    more: options of `docker run`.
+    """
     password = secrets.token_hex(16)
     secret, passfile = folder / "password", folder / "pgpass"
     secret.write_text(password)
@@ -165,7 +168,7 @@ def postgres_container(on: str, folder: Path) -> Iterator[tuple[dict[str, str], 
     passfile.write_text(f"*:*:*:*:{password}\n")
     passfile.chmod(0o600)
     os.chown(passfile, 10001, 10001)  # libpq takes a password file only from its owner
-    options = [f"--volume={secret}:/run/secrets/password:ro", "--env=POSTGRES_PASSWORD_FILE=/run/secrets/password"]
+    options = [f"--volume={secret}:/run/secrets/password:ro", "--env=POSTGRES_PASSWORD_FILE=/run/secrets/password", *more]
     with server("heart-base/postgres:dev", "postgres", 5432, on, options) as (port, _):
         there = {
             "PGHOST": "127.0.0.1",

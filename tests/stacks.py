@@ -1,5 +1,6 @@
 """A whole system for tests and benchmarks, under a name and on ports of its own."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -9,11 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stack import state_of
 
-from support import ROOT, base_environment
+from runners import docker, wait_until
+from support import ROOT, ask_mlflow, base_environment
+
+
+class Run(NamedTuple):
+    """A run of a DAG."""
+
+    dag: str
+    id: str
+
+    @property
+    def path(self) -> str:
+        """Return where Airflow's REST API has it."""
+        return f"dags/{self.dag}/dagRuns/{urllib.parse.quote(self.id)}"
 
 
 @dataclass
@@ -22,6 +36,11 @@ class Stack:
 
     environment: dict[str, str]
     folder: Path = ROOT
+
+    @property
+    def project(self) -> str:
+        """Return the name that all its containers and volumes begin with."""
+        return self.environment["COMPOSE_PROJECT_NAME"]
 
     def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
         """Run a command of the Makefile."""
@@ -32,7 +51,7 @@ class Stack:
     @property
     def credentials(self) -> dict[str, str]:
         """Return what its services are logged in to with."""
-        return credentials(self.environment["COMPOSE_PROJECT_NAME"])
+        return credentials(self.project)
 
     def compose(self, *arguments: str) -> str:
         """Run docker compose on it."""
@@ -66,6 +85,35 @@ class Stack:
         token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
         return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token, method)
 
+    def trigger(self, dag: str, **conf: Any) -> "Run":
+        """Start a run of a DAG."""
+        return Run(dag, self.airflow(f"dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def wait_for_run(self, run: "Run", seconds: float = 300) -> str:
+        """Wait until a run has ended; return how. The API server may be away for a while."""
+        states = [""]
+
+        def ended() -> bool:
+            with contextlib.suppress(OSError):  # urllib's errors among them
+                states[0] = self.airflow(run.path)["state"]
+            return states[0] in ("success", "failed")
+
+        wait_until(ended, seconds)
+        return states[0]
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Return all model versions, the newest first."""
+        return ask_mlflow(self.mlflow, "model-versions/search").get("model_versions", [])
+
+    def containers(self) -> list[str]:
+        """Return the ids of the stages' containers, ended ones too."""
+        return docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={self.project}").split()
+
+    def kill(self, service: str) -> None:
+        """End a service without a warning, and start it again."""
+        self.compose("kill", "--signal", "KILL", service)
+        self.compose("start", service)
+
     def tables(self) -> dict[str, list[list[str]]]:
         """Return all that stages wrote into the warehouse."""
         names = self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'heart_analysis' ORDER BY 1")
@@ -91,14 +139,17 @@ def free_port() -> str:
 
 
 @contextmanager
-def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None = None) -> Iterator[Stack]:
+def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None = None, also: str = "") -> Iterator[Stack]:
     """Bring a system up that takes its deliveries from a folder; remove it with its data at the end.
 
-    repeats: of the cross-validation, where the usual number would only take longer.
+    repeats: of the cross-validation, where the usual number would only take longer; also: a file for compose beside the
+    system's own.
     """
     ports = {f"{page}_PORT": free_port() for page in ("AIRFLOW", "MLFLOW", "PGADMIN")}
     model = {"MODEL_PORT": free_port()}
     stack = Stack(base_environment() | ports | model | {"COMPOSE_PROJECT_NAME": project, "HEART_DATA": str(data)})
+    if also:
+        stack.environment["COMPOSE_FILE"] = f"docker-compose.yaml:{also}"
     if repeats:
         stack.environment["HEART_REPEATS"] = str(repeats)
     stack.environment.pop("YES", None)

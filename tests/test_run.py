@@ -128,6 +128,17 @@ def test_a_refused_batch_fails_alone_and_is_named(first, state, tmp_path):
     assert [s["outcome"] for s in summary["stages"] if s["stage"] == "extract" and s["batch"] == "utf16"] == ["refused"], (
         "no retry"
     )
+    listed = make(state, target="quarantine").stdout
+    (aside,) = [line for line in listed.splitlines() if "heart_raw.csv" in line]
+    assert "nan" in aside and "1 set aside" in listed
+    # The one without a diagnosis is to be forgotten; as long as a delivery names them, that would not last.
+    (person,) = [line.split(";")[0] for line in heart.splitlines() if line.endswith("?")]
+    refused = make(state, target="erase", ID=person, DATA=str(tmp_path))
+    assert refused.returncode != 0 and f"{tmp_path}/nan/heart_raw.csv, line" in refused.stderr
+    shutil.rmtree(tmp_path / "nan")
+    gone = make(state, target="erase", ID=person, DATA=str(tmp_path))
+    assert gone.returncode == 0 and "1 rows  heart_prediction" in gone.stdout and "1 rows  account_dim" in gone.stdout
+    assert subprocess.run(["grep", "-rlw", person, state / "artifacts", state / "mlflow"], capture_output=True).stdout == b""
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The whole system, as people bring it up and look at it: `make up`, `make pipeline`, Airflow, MLflow, pgAdmin, `make down`."""
 
 import json
-import shutil
 import subprocess
 import urllib.error
 import urllib.parse
@@ -15,34 +14,11 @@ import pytest
 
 from browser import Browser, browser
 from runners import docker, inspect, wait_until
-from stacks import Stack, running_stack
+from stacks import Stack
 from support import FEATURES, ROOT, STAGES, ask_mlflow
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
-PROJECT = "heart-test"
 SCREENSHOTS = ROOT / ".run" / "screenshots"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Bring the system up on ports of its own; remove it with its data at the end."""
-    data = tmp_path_factory.mktemp("deliveries")
-    data.parent.chmod(0o755)
-    shutil.copytree(ROOT / "data", data, dirs_exist_ok=True)
-    data.chmod(0o755)
-    with running_stack(PROJECT, data, repeats=2) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def first(stack: Stack) -> dict[str, Any]:
-    """Run the whole pipeline on the data that come along; gives its summary."""
-    done = stack.make("pipeline")
-    assert done.returncode == 0, done.stdout + done.stderr + stack.compose("logs", "--tail", "60", "airflow-worker")
-    for stage in STAGES:
-        assert stage in done.stderr, "a line a stage"
-    assert "out of fold" in done.stdout and "cleveland" in done.stdout
-    return json.loads((ROOT / ".run" / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +45,11 @@ def test_everything_is_healthy_within_its_limits_and_only_on_this_machine(stack)
 
 
 def test_the_credentials_are_readable_by_nobody_else_and_show_nowhere(stack):
-    path = ROOT / f".credentials-{PROJECT}"
+    path = ROOT / f".credentials-{stack.project}"
     assert path.stat().st_mode & 0o777 == 0o600
     assert subprocess.run(["git", "check-ignore", "-q", path.name], cwd=ROOT).returncode == 0
     shown = stack.compose("config") + stack.compose("logs")
-    for container in docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split():
+    for container in docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={stack.project}").split():
         shown += json.dumps(inspect(container))
     for name, value in stack.credentials.items():
         assert len(value) >= 24 and value not in shown, name
@@ -127,7 +103,7 @@ def test_the_dags_parameters_are_checked(stack):
 
 
 def test_nothing_is_left_of_the_stages_containers(stack, first):
-    assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={stack.project}") == ""
 
 
 def test_people_find_green_runs_plots_and_tables(stack, first, window):
@@ -178,34 +154,6 @@ def test_a_refused_batch_fails_the_run_with_its_reason_and_is_not_tried_again(st
     assert stack.query("SELECT count(*) FROM heart_analysis.heart_fact") == [["920"]]
 
 
-def test_a_dead_workers_stage_goes_on_and_is_taken_over_by_the_next_try(stack, first):
-    versions = len(ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"])
-    run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
-    mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
-    wait_until(lambda: docker("ps", "--quiet", *mine))
-    (container,) = docker("ps", "--quiet", *mine).split()
-    # It has read the warehouse, and holds nothing there any more.
-    wait_until(lambda: "judged" in subprocess.run(["docker", "logs", container], capture_output=True, text=True).stderr)
-    stack.compose("kill", "--signal", "KILL", "airflow-worker")
-    assert inspect(container)["State"]["Running"], "the stage does not die with the worker"
-    docker("pause", container)  # so that it is still at work when the next try comes
-    stack.compose("start", "airflow-worker")
-    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}"
-
-    def tried_again() -> bool:
-        task = stack.airflow(f"{path}/taskInstances/train")
-        return (task["try_number"], task["state"]) == (2, "running")
-
-    wait_until(tried_again, 200)
-    docker("unpause", container)
-    wait_until(lambda: stack.airflow(path)["state"] in ("success", "failed"), 300)
-    assert stack.airflow(path)["state"] == "success"
-    train = stack.airflow(f"{path}/taskInstances/train")
-    assert (train["state"], train["try_number"]) == ("success", 2)
-    assert len(ask_mlflow(stack.mlflow, "model-versions/search")["model_versions"]) == versions + 1, "trained once"
-    assert docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}") == ""
-
-
 def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
     answered = stack.make("predict", "ARGS=--age 54 --sex 1 --cp 4")
     assert answered.returncode == 0 and answered.stdout.startswith("Probability of heart disease: 0."), answered.stderr
@@ -235,8 +183,7 @@ def test_the_champion_is_asked_followed_and_looked_up_by_hand(stack, first):
     # It follows the alias to another version: one that a test before this made, or one that is made now.
     mlflow = stack.mlflow
     if len(ask_mlflow(mlflow, "model-versions/search")["model_versions"]) == 1:
-        run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
-        wait_until(lambda: stack.airflow(f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}")["state"] == "success", 300)
+        assert stack.wait_for_run(stack.trigger("ml_dag", force=True)) == "success"
     alias = {"name": "heart-disease", "alias": "champion"}
     ask_mlflow(mlflow, "registered-models/alias", alias | {"version": "2"})
     wait_until(lambda: ask_model(address, {})[2] == "2")
@@ -255,18 +202,17 @@ def ask_model(address: str, body: dict[str, Any]) -> tuple[int, Any, str | None]
 
 
 def test_a_cancelled_task_takes_its_container_along(stack, first):
-    run = stack.airflow("dags/ml_dag/dagRuns", {"logical_date": None, "conf": {"force": True}})["dag_run_id"]
-    mine = ("--filter", f"label=heart.project={PROJECT}", "--filter", "label=heart.task=train")
+    path = stack.trigger("ml_dag", force=True).path
+    mine = ("--filter", f"label=heart.project={stack.project}", "--filter", "label=heart.task=train")
     wait_until(lambda: docker("ps", "--quiet", *mine))
-    path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(run)}"
     stack.airflow(path, {"state": "failed"}, method="PATCH")
-    wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={PROJECT}"))
+    wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=heart.project={stack.project}"))
     assert stack.airflow(f"{path}/taskInstances/train")["state"] in ("failed", "skipped")
 
 
 def test_leftover_containers_are_found_and_removed(stack, first):
     labels = [f"--label=heart.{name}={value}" for name, value in
-              {"project": PROJECT, "stage": "extract", "run": "lost", "task": "deliver.extract"}.items()]  # fmt: skip
+              {"project": stack.project, "stage": "extract", "run": "lost", "task": "deliver.extract"}.items()]  # fmt: skip
     left = docker("create", *labels, "heart/extract:dev")
     fresh = docker("run", "--detach", *labels, "--entrypoint=sleep", "heart/extract:dev", "60")
     # Of a stage that there no longer is: nobody will come for it.
@@ -279,35 +225,14 @@ def test_leftover_containers_are_found_and_removed(stack, first):
         limit = 2 * STAGES["extract"].timeout
         assert not is_leftover(inspect(fresh), now + limit) and is_leftover(inspect(fresh), now + limit + timedelta(hours=1))
         name = inspect(gone)["Name"].lstrip("/")
-        run = stack.airflow("dags/housekeeping_dag/dagRuns", {"logical_date": None})["dag_run_id"]
-        path = f"dags/housekeeping_dag/dagRuns/{urllib.parse.quote(run)}"
-        wait_until(lambda: stack.airflow(path)["state"] in ("success", "failed"))
-        removed = stack.airflow(f"{path}/taskInstances/reap/xcomEntries/return_value", deserialize="true")["value"]
+        run = stack.trigger("housekeeping_dag")
+        assert stack.wait_for_run(run) == "success"
+        removed = stack.airflow(f"{run.path}/taskInstances/reap/xcomEntries/return_value", deserialize="true")["value"]
         assert removed == [name]
-        there = docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label=heart.project={PROJECT}").split()
+        there = docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label=heart.project={stack.project}").split()
         assert set(there) == {left, fresh}
     finally:
         subprocess.run(["docker", "rm", "--force", left, fresh, gone], capture_output=True)
-
-
-def test_restarts_lose_nothing(stack, first):
-    before = stack.tables()
-    runs = len(stack.airflow("dags/ml_dag/dagRuns")["dag_runs"])
-
-    def nothing_is_lost() -> None:
-        assert stack.tables() == before
-        assert len(stack.airflow("dags/ml_dag/dagRuns")["dag_runs"]) == runs
-        assert ask_mlflow(stack.mlflow, "registered-models/alias", name="heart-disease", alias="champion")
-
-    stack.compose("restart")
-    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
-    nothing_is_lost()
-    down = stack.make("down")
-    assert down.returncode == 0, down.stdout + down.stderr
-    assert docker("ps", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}") == ""
-    up = stack.make("up")
-    assert up.returncode == 0, up.stdout + up.stderr
-    nothing_is_lost()
 
 
 def test_a_new_batch_that_has_drifted_sets_off_training_on_it_too(stack, first):
@@ -335,7 +260,7 @@ def test_a_new_batch_that_has_drifted_sets_off_training_on_it_too(stack, first):
 
 @pytest.mark.parametrize("name", ["BROKER_PASSWORD", "POSTGRES_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "HEART_LOAD_DB_PASSWORD"])
 def test_nothing_starts_while_a_credential_is_missing(stack, name, tmp_path):
-    there = (ROOT / f".credentials-{PROJECT}").read_text().splitlines()
+    there = (ROOT / f".credentials-{stack.project}").read_text().splitlines()
     lacking = tmp_path / "credentials"
     lacking.write_text("\n".join(line for line in there if not line.startswith(f"{name}=")))
     environment = stack.environment | {"HEART_CREDENTIALS": str(lacking)}

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -41,6 +42,8 @@ EXIT_NOTHING_TO_DO = 99  # what Airflow's container operators take for 'skipped'
 RESULT_MARKER = "::heart-result::"
 # A stage must be gone 3 s after SIGTERM; past this many it ends at once, wherever it is.
 STOP_SECONDS = 2.0
+# A folder that a stage has just made is locked well within this.
+ABANDONED_SECONDS = 60
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,199}")
 
 log = logging.getLogger("heart")
@@ -169,14 +172,25 @@ class Job:
 
     @contextlib.contextmanager
     def output_folder(self) -> Iterator[Path]:
-        """Give a temporary folder beside the place where this stage's files belong; gone on failure."""
+        """Give a temporary folder beside the place where this stage's files belong; gone on failure.
+
+        Its parent is temporary too, and as good for scratch files. What tries that were killed left is removed: a folder
+        is locked as long as its stage works.
+        """
         parent = self.folder(self.stage).parent
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{self.stage}-", dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        anywhere = Path("*", *parent.relative_to(self.artifacts).parts[1:], f".{self.stage}-*")
+        for left in self.artifacts.glob(str(anywhere)):
+            _remove_where_nobody_works(left)
+        with tempfile.TemporaryDirectory(prefix=f".{self.stage}-", dir=parent, ignore_cleanup_errors=True) as name:
+            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                folder = Path(name, "outputs")
+                folder.mkdir()
+                yield folder
+            finally:
+                os.close(descriptor)
 
     def commit(
         self,
@@ -243,11 +257,24 @@ class Job:
             write_atomically(target / "result.json", text)
         else:
             write_atomically(folder / "result.json", text)
-            folder.chmod(0o755)  # mkdtemp makes it private, but the next stage may run as somebody else
+            folder.chmod(0o755)  # whatever the umask: the next stage may run as somebody else
             if target.exists():
                 shutil.rmtree(target)
             folder.rename(target)
         print(RESULT_MARKER + json.dumps(document), flush=True)
+
+
+def _remove_where_nobody_works(folder: Path) -> None:
+    """Remove another try's temporary folder, unless that try still holds it, or may be about to."""
+    with contextlib.suppress(OSError):
+        if time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError where it is held
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -116,7 +116,7 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
             if champion_of(client) != champion:
                 raise DependencyUnavailable("the champion changed while the model was judged; try again")
             record(cursor, job, summary, judged, results, drifts, reference or version, champion)
-            # First the row: where the alias can't be set then, the next try decides and records again.
+            # First the row: where the alias can't be set then, the next try decides the same again.
             connection.commit()
             set_aliases(client, version, decision)
         if broken:
@@ -531,12 +531,18 @@ def record(
 def record_decision(
     cursor: "Cursor", job: Job, decision: str, before: int | None, after: int | None, candidate: int, reason: str
 ) -> None:
-    """Add a decision about the champion: its version before and after, and the version that was judged."""
+    """Add a decision about the champion: its version before and after, and the version that was judged.
+
+    A try that was cut off after it had decided leaves nothing to add to the next one.
+    """
     cursor.execute(
         "INSERT INTO heart_analysis.promotion (model_name, decision, from_version, to_version, candidate_version, reason, "
-        "decided_by) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        [MODEL_NAME, decision, before, after, candidate, reason, f"evaluate, run {job.run}"],
-    )
+        "decided_by) SELECT %(model)s, %(decision)s, %(before)s, %(after)s, %(candidate)s, %(reason)s, %(by)s "
+        "WHERE (%(by)s, %(candidate)s, %(after)s::int) IS DISTINCT FROM (SELECT decided_by, candidate_version, to_version "
+        "FROM heart_analysis.promotion WHERE model_name = %(model)s ORDER BY promotion_id DESC LIMIT 1)",
+        {"model": MODEL_NAME, "decision": decision, "before": before, "after": after, "candidate": candidate, "reason": reason,
+         "by": f"evaluate, run {job.run}"},
+    )  # fmt: skip
 
 
 def log_to_mlflow(

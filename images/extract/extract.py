@@ -207,7 +207,8 @@ def check_line(line: bytes, length: int, header: Header) -> tuple[str, str | Non
     The text of a malformed line is made printable: bytes that are no text stand as escapes like \\x00. The text of a
     sound line is untouched, or quoted in the standard way where it has quotes.
     """
-    printable = line.decode("utf-8", errors="backslashreplace").replace("\x00", "\\x00")
+    escaped = CONTROL.sub(lambda found: b"\\x%02x" % found.group()[0], line)
+    printable = escaped.decode("utf-8", errors="backslashreplace")
     if length > MAX_LINE_BYTES:
         return printable, f"line has {length} bytes; at most {MAX_LINE_BYTES} are read"
     if b"\x00" in line:

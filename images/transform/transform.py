@@ -41,7 +41,7 @@ def transform(job: Job) -> None:
 
     with job.output_folder() as folder, duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [MEMORY_LIMIT])
-        db.execute("SET temp_directory = ?", [str(folder.parent / f"{folder.name}-duckdb")])
+        db.execute("SET temp_directory = ?", [str(folder.parent / "spilled")])
         db.execute("SET VARIABLE dialect = ?", [dialect])
         for table, path in paths.items():
             view_lines(db, table, path)
