@@ -15,9 +15,9 @@ for command in (
     # What was stored with the key before the newest is written anew.
     ["rotate-fernet-key"],
     ["users", "create", *USER, "--firstname", "heart", "--lastname", "pipeline", "--role", "Admin",
-     "--email", "heart@example.com", "--password", PASSWORD],
+     "--email", "heart@example.com", f"--password={PASSWORD}"],
     # Also after the password was changed in .credentials.
-    ["users", "reset-password", *USER, "--password", PASSWORD],
+    ["users", "reset-password", *USER, f"--password={PASSWORD}"],
     ["pools", "set", "stages", "2", "Stages that may work at the same time"],
 ):  # fmt: skip
     arguments = get_parser().parse_args(command)

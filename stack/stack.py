@@ -159,8 +159,8 @@ def rotate() -> None:
     admin = f"ALTER ROLE postgres PASSWORD '{new['POSTGRES_DB_PASSWORD']}'"
     compose("exec", "-T", "postgres", "psql", "--quiet", "--no-psqlrc", "-U", "postgres", "-f", "-", said=admin)
     write_credentials(new)
-    setup = "exec /venv/bin/python3 /pgadmin4/setup.py update-user heart@example.com --admin --password"
-    compose("exec", "-T", "pgadmin", "sh", "-c", f'read -r new; {setup} "$new"', said=new["PGADMIN_PASSWORD"] + "\n")
+    setup = "exec /venv/bin/python3 /pgadmin4/setup.py update-user heart@example.com --admin"
+    compose("exec", "-T", "pgadmin", "sh", "-c", f'read -r new; {setup} --password="$new"', said=new["PGADMIN_PASSWORD"] + "\n")
     compose("down")
     print(f"every credential in {CREDENTIALS.name} is new; starting with them", flush=True)
     up()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import secrets
 import socket
 import subprocess
 import urllib.parse
@@ -154,6 +155,9 @@ def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None 
         stack.environment["HEART_REPEATS"] = str(repeats)
     stack.environment.pop("YES", None)
     stack.make("destroy", "YES=1")
+    # A password may well begin like an option.
+    awkward = "".join(f"{page}_PASSWORD=-{secrets.token_urlsafe(18)}\n" for page in ("AIRFLOW", "MLFLOW", "PGADMIN"))
+    (ROOT / f".credentials-{project}").write_text(awkward)
     try:
         up = stack.make("up")
         assert up.returncode == 0, up.stdout + up.stderr + stack.compose("logs", "--tail", "40")
