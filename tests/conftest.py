@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 import support  # noqa: F401 - makes dags/ and embedded/ importable
 from runners import ContainerRunner, ProcessRunner, mlflow_container, network, postgres_container
@@ -17,21 +18,30 @@ from support import ENVIRONMENTS, ROOT, STAGES, Delivery, Warehouse, make_databa
 ENGINE = bool(os.environ.get("REQUIRE_DOCKER")) or (
     shutil.which("docker") is not None and os.system("docker info >/dev/null 2>&1") == 0  # noqa: S605
 )
+# Where the tests of the running system are.
+SYSTEM = ("tests/test_stack.py", "tests/security/", "tests/faults/test_running_system.py")
+
+
+class TwoShares(LoadScopeScheduling):
+    """Two processes share the work: one has the tests of the running system, which mostly wait for it, the other the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "system" if nodeid.startswith(SYSTEM) else "stages"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoShares:
+    """Let xdist share the tests out so that each process makes what its tests share, once."""
+    return TwoShares(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required.
 
-    Two processes share the work: one has the tests of the running system, which mostly wait for it, those first that look at
-    it undisturbed; the other has all the rest, and what that shares.
+    Of the tests of the running system those come first that look at it undisturbed.
     """
-
-    def shares_system(item: pytest.Item) -> bool:
-        return "stack" in getattr(item, "fixturenames", ())
-
-    items.sort(key=lambda item: (not shares_system(item), item.path.name != "test_stack.py" and shares_system(item)))
+    items.sort(key=lambda item: (not item.nodeid.startswith(SYSTEM), item.path.name != "test_stack.py"))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("system" if shares_system(item) else "stages"))
+        assert ("stack" in getattr(item, "fixturenames", ())) <= item.nodeid.startswith(SYSTEM), "add its file to SYSTEM"
     if ENGINE:
         return
     for item in items:

@@ -75,9 +75,9 @@ class Stack:
         """Return MLflow's address with the login of its user."""
         return self.address("MLFLOW").replace("//", f"//heart:{self.credentials['MLFLOW_PASSWORD']}@")
 
-    def query(self, query: str) -> list[list[str]]:
-        """Return the rows of a query in the warehouse."""
-        psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-AtF", "\t", "-c", query)
+    def query(self, query: str, database: str = "heart") -> list[list[str]]:
+        """Return the rows of a query, in the warehouse unless another database is named."""
+        psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", database, "-AtF", "\t", "-c", query)
         return [line.split("\t") for line in self.compose(*psql).splitlines()]
 
     def airflow(self, path: str, body: dict[str, Any] | None = None, method: str | None = None, **query: Any) -> Any:

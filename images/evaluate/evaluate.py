@@ -537,9 +537,10 @@ def record_decision(
     """
     cursor.execute(
         "INSERT INTO heart_analysis.promotion (model_name, decision, from_version, to_version, candidate_version, reason, "
-        "decided_by) SELECT %(model)s, %(decision)s, %(before)s, %(after)s, %(candidate)s, %(reason)s, %(by)s "
-        "WHERE (%(by)s, %(candidate)s, %(after)s::int) IS DISTINCT FROM (SELECT decided_by, candidate_version, to_version "
-        "FROM heart_analysis.promotion WHERE model_name = %(model)s ORDER BY promotion_id DESC LIMIT 1)",
+        "decided_by) SELECT %(model)s, %(decision)s, %(before)s::int, %(after)s::int, %(candidate)s, %(reason)s, %(by)s "
+        "WHERE NOT EXISTS (SELECT FROM (SELECT * FROM heart_analysis.promotion WHERE model_name = %(model)s "
+        "ORDER BY promotion_id DESC LIMIT 1) AS newest WHERE decided_by = %(by)s AND candidate_version = %(candidate)s "
+        "AND to_version IS NOT DISTINCT FROM %(after)s::int)",
         {"model": MODEL_NAME, "decision": decision, "before": before, "after": after, "candidate": candidate, "reason": reason,
          "by": f"evaluate, run {job.run}"},
     )  # fmt: skip
