@@ -102,8 +102,9 @@ class Browser:
 
     def mlflow(self, address: str, experiment: str, run: str, plot: str) -> None:
         """Look at a run's plot in MLflow."""
-        self.driver.get(address)  # with the login, which the browser keeps for what the page asks for
-        self.driver.get(f"{address}/#/experiments/{experiment}/runs/{run}/artifacts/{plot}")
+        self.driver.get(address)  # with the login, which the browser keeps; pages of such an address can't fetch anything
+        plain = re.sub("//.*@", "//", address)
+        self.driver.get(f"{plain}/#/experiments/{experiment}/runs/{run}/artifacts/{plot}")
         self.find('[data-component-id="mlflow.assistant.chat_panel.close"]').click()
         image = self.find(f"img[alt='{plot}'][src^='blob:']")
         self.wait(PATIENCE).until(lambda _: image.get_property("naturalWidth") > 100, "the plot is empty")

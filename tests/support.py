@@ -34,6 +34,9 @@ KAGGLE_HEADER = "age,sex,cp,trestbps,chol,fbs,restecg,thalach,exang,oldpeak,slop
 
 _numbers = itertools.count()
 
+# Long lists of cases run as processes: that images behave like these is shown by the tests beside them.
+as_processes = pytest.mark.parametrize("runner", ["process"], indirect=True)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import ACCOUNT_HEADER, DONE, HEART_HEADER, REFUSED, ROOT, Delivery, Outcome
+from support import ACCOUNT_HEADER, DONE, HEART_HEADER, REFUSED, ROOT, Delivery, Outcome, as_processes
 
 BROKEN = ROOT / "tests" / "broken"
 with (BROKEN / "expected.csv").open(newline="") as file:
@@ -29,6 +29,7 @@ def test_there_are_enough_kinds():
     assert folders == {row["batch"] for row in EXPECTED} and len(folders) >= 25
 
 
+@as_processes
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda row: row["batch"])
 def test_a_broken_delivery_is_refused_or_quarantined_with_its_reason(loading, warehouse, expected):
     batch = expected["batch"]

@@ -211,8 +211,8 @@ def test_a_cancelled_task_takes_its_container_along(stack, first):
 
 
 def test_leftover_containers_are_found_and_removed(stack, first):
-    labels = [f"--label=heart.{name}={value}" for name, value in
-              {"project": stack.project, "stage": "extract", "run": "lost", "task": "deliver.extract"}.items()]  # fmt: skip
+    known = {"project": stack.project, "stage": "extract", "run": "lost", "dag": "etl_dag", "task": "deliver.extract", "try": "1"}
+    labels = [f"--label=heart.{name}={value}" for name, value in known.items()]
     left = docker("create", *labels, "heart/extract:dev")
     fresh = docker("run", "--detach", *labels, "--entrypoint=sleep", "heart/extract:dev", "60")
     # Of a stage that there no longer is: nobody will come for it.

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, USAGE, Delivery, Outcome
+from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, USAGE, Delivery, Outcome, as_processes
 
 ACCOUNTS = f"{ACCOUNT_HEADER}\nA1;63;1\nA2;41;0\n"
 HEARTS = f"{HEART_HEADER}\nA1;1;145;233;1;2;150;0;2.3;3;0;6;0\nA2;2;130;204;0;2;172;0;1.4;1;0;3;1\n"
@@ -16,6 +16,7 @@ def quarantined(delivery: Delivery, outcome: Outcome) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@as_processes
 @pytest.mark.parametrize("delimiter", [";", ",", "\t"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
@@ -44,6 +45,7 @@ MALFORMED = {
 }
 
 
+@as_processes
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_sets_a_malformed_line_aside_with_its_place_reason_and_text(delivery, kind):
     line, reason = MALFORMED[kind]
@@ -75,6 +77,7 @@ REFUSALS = {
 }
 
 
+@as_processes
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_refuses_what_it_cannot_read_in_one_line_that_names_the_file(delivery, kind):
     accounts, hearts, message = REFUSALS[kind]
@@ -113,6 +116,7 @@ def test_unchanged_batch_is_skipped_and_keeps_its_outputs(delivery):
     delivery.stage("extract", "a", HEART_IMAGE="a newer one")
 
 
+@as_processes
 @pytest.mark.parametrize("name", ["../outside", "a/b", ".hidden", "", "a b", "x" * 300])
 def test_a_name_never_leads_out_of_the_artifacts(delivery, name):
     delivery.stage("extract", name, expect=USAGE)

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, Delivery, Outcome
+from support import ACCOUNT_HEADER, HEART_HEADER, KAGGLE_HEADER, NOTHING_TO_DO, REFUSED, Delivery, Outcome, as_processes
 
 COLUMNS = ["account_id", "age", "sex", *HEART_HEADER.split(";")[1:]]
 
@@ -66,6 +66,7 @@ WRONG = {
 }
 
 
+@as_processes
 @pytest.mark.parametrize("kind", WRONG)
 def test_rejects_a_wrong_value_with_column_reason_and_text(delivery, kind):
     column, value, reason = WRONG[kind]
@@ -108,6 +109,7 @@ CASES: dict[str, tuple[list[tuple[str | None, str | None]], tuple[int, ...], lis
 }
 
 
+@as_processes
 @pytest.mark.parametrize("case", CASES)
 def test_every_line_is_loaded_or_rejected_or_named_as_a_duplicate(delivery, case):
     records, counts, reasons = CASES[case]
