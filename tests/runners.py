@@ -213,9 +213,9 @@ def can_connect(environment: dict[str, str]) -> bool:
         return False
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
-    """Poll until something is true; the test fails where it doesn't come true."""
+def wait_until(condition: Any, seconds: float = 60, pause: float = 0.25) -> None:
+    """Poll until something is true, with a pause between looks in seconds; the test fails where it doesn't come true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(pause)

@@ -5,11 +5,12 @@ import json
 import secrets
 import socket
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Stack:
 
     environment: dict[str, str]
     folder: Path = ROOT
+    tokens: list[str] = field(default_factory=list)
 
     @property
     def project(self) -> str:
@@ -82,9 +84,21 @@ class Stack:
 
     def airflow(self, path: str, body: dict[str, Any] | None = None, method: str | None = None, **query: Any) -> Any:
         """Ask Airflow's REST API, as its user."""
-        login = {"username": "heart", "password": self.credentials["AIRFLOW_PASSWORD"]}
-        token = fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"]
-        return fetch(f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}", body, token, method)
+        address = f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}"
+        try:
+            return fetch(address, body, self.token(), method)
+        except urllib.error.HTTPError as error:
+            if error.code != 401:
+                raise
+            self.tokens.clear()  # of before a restart, or of an earlier password
+            return fetch(address, body, self.token(), method)
+
+    def token(self) -> str:
+        """Log in to Airflow, once: each time costs the server the hash of a password."""
+        if not self.tokens:
+            login = {"username": "heart", "password": self.credentials["AIRFLOW_PASSWORD"]}
+            self.tokens.append(fetch(f"{self.address('AIRFLOW')}/auth/token", login)["access_token"])
+        return self.tokens[0]
 
     def trigger(self, dag: str, **conf: Any) -> "Run":
         """Start a run of a DAG."""
@@ -99,7 +113,7 @@ class Stack:
                 states[0] = self.airflow(run.path)["state"]
             return states[0] in ("success", "failed")
 
-        wait_until(ended, seconds)
+        wait_until(ended, seconds, 0.5)
         return states[0]
 
     def versions(self) -> list[dict[str, Any]]:

@@ -71,9 +71,9 @@ def test_a_machine_without_a_network_installs_it_brings_the_system_up_and_surviv
         engine.stop()
         following.wait(60)
         engine.start()
-        wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
+        wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180, 1)
         ended = "SELECT state FROM dag_run WHERE dag_id = 'ml_dag' ORDER BY id DESC LIMIT 1"
-        wait_until(lambda: stack.query(ended, "airflow") in ([["success"]], [["failed"]]), 300)
+        wait_until(lambda: stack.query(ended, "airflow") in ([["success"]], [["failed"]]), 300, 1)
         assert stack.query(ended, "airflow") == [["success"]]
         assert stack.query("SELECT decision, to_version FROM heart_analysis.promotion") == [["promoted", "1"]]
         after = stack.tables()

@@ -249,7 +249,7 @@ def test_a_new_batch_that_has_drifted_sets_off_training_on_it_too(stack, first):
         runs = stack.airflow("dags/ml_dag/dagRuns", limit=100)["dag_runs"]
         return [run for run in runs if run["dag_run_id"] not in before and run["conf"].get("training_batch")]
 
-    wait_until(lambda: [run["state"] for run in set_off()] in (["success"], ["failed"]), 300)
+    wait_until(lambda: [run["state"] for run in set_off()] in (["success"], ["failed"]), 300, 1)
     (retrained,) = set_off()
     assert retrained["state"] == "success" and retrained["conf"]["training_batch"] == "cleveland prague"
     path = f"dags/ml_dag/dagRuns/{urllib.parse.quote(retrained['dag_run_id'])}/taskInstances"

@@ -201,7 +201,7 @@ def test_a_worker_killed_in_the_middle_of_each_stage_is_not_missed(stack, first,
                 tasks = [stack.airflow(place) for place in places]
                 return [(task["try_number"], task["state"]) for task in tasks] == [(2, "running")] * 2
 
-            wait_until(taken_over, 120)
+            wait_until(taken_over, 120, 1)
             for stage in pair:
                 watching.release(stage)
         assert stack.wait_for_run(etl) == stack.wait_for_run(models) == "success"
@@ -218,7 +218,7 @@ def test_a_run_survives_the_end_of_everything_that_it_needs(stack, first, undist
     with locked(stack, "heart_fact"):
         etl = stack.trigger("etl_dag", batch=["plzen"])
         models = stack.trigger("ml_dag", force=True)
-        wait_until(lambda: waits(stack, "load") and waits(stack, "train"), 120)
+        wait_until(lambda: waits(stack, "load") and waits(stack, "train"), 120, 1)
         stack.kill("postgres")
     assert stack.wait_for_run(etl) == "success"
     wait_until(lambda: says(stack, "train", "judged"), 200)
@@ -227,7 +227,7 @@ def test_a_run_survives_the_end_of_everything_that_it_needs(stack, first, undist
     wait_until(lambda: says(stack, "evaluate", "judged"), 200)
     stack.kill("mlflow")
     with locked(stack, "heart_prediction"):
-        wait_until(lambda: waits(stack, "predict"), 200)
+        wait_until(lambda: waits(stack, "predict"), 200, 1)
         stack.kill("postgres")
     assert stack.wait_for_run(models, 400) == "success"
     assert stack.wait_for_run(following(stack, etl)) == "success"
@@ -262,7 +262,7 @@ def test_everything_restarted_in_the_middle_of_a_run(stack, first):
     wait_until(lambda: says(stack, "train", "judged"), 120)
     before, versions = stack.tables(), stack.versions()
     stack.compose("restart", "--timeout", "5")
-    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180)
+    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180, 1)
     assert stack.wait_for_run(run) == "success"
     after = stack.tables()
     added = {"model_evaluation", "promotion", "drift"}
