@@ -20,7 +20,7 @@ def test_the_stages_run_alone_as_the_readme_says(postgres, mlflow, tmp_path):
     script = "set -e\n" + blocks[0].replace("/tmp/heart", str(tmp_path)) + blocks[1].replace("stage predict", "")
     reach = warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow, "HEART_REPEATS": "1"}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=base_environment() | reach, capture_output=True, text=True, timeout=200
+        ["bash", "-c", script], cwd=ROOT, env=base_environment() | reach, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     script = blocks[0].replace("/tmp/heart", str(tmp_path)).split("stage extract")[0] + "stage predict"

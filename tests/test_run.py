@@ -25,7 +25,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(state: Path, *arguments: str, target: str = "run", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the Makefile on a state of the test's own."""
     environment = base_environment() | {"HEART_STATE": str(state), "COLUMNS": "120"} | variables
-    return subprocess.run(["make", target, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(["make", target, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
 
 
 def read_summary(state: Path) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def test_interrupted_it_leaves_no_process_behind_and_the_next_run_goes_on(first,
 
 def wait_until_gone(state: Path) -> None:
     """Wait until no process works on a state."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 40
     while left := processes_of(state):
         assert time.monotonic() < deadline, left
 
