@@ -84,11 +84,11 @@ class Stack:
 
     def airflow(self, path: str, body: dict[str, Any] | None = None, method: str | None = None, **query: Any) -> Any:
         """Ask Airflow's REST API, as its user."""
-        address = f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query)}"
+        address = f"{self.address('AIRFLOW')}/api/v2/{path}?{urllib.parse.urlencode(query, doseq=True)}"
         try:
             return fetch(address, body, self.token(), method)
         except urllib.error.HTTPError as error:
-            if error.code != 401:
+            if error.code not in (401, 403):
                 raise
             self.tokens.clear()  # of before a restart, or of an earlier password
             return fetch(address, body, self.token(), method)
