@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bundle import IMAGES
 
@@ -65,34 +66,37 @@ def list_licences() -> list[tuple[str, str, str, str]]:
 
 def audit() -> int:
     """Print what is known about the locked packages; return the exit code."""
-    locks = [ROOT / name for name in git_files() if name.endswith(".txt")]
-    pinned = sorted({match for lock in locks for match in PINNED.findall(lock.read_text(encoding="utf-8"))})
+    locks = [name for name in git_files() if name.endswith(".txt")]
+    known = 0
+    for name in locks:
+        pinned = sorted(set(PINNED.findall((ROOT / name).read_text(encoding="utf-8"))))
+        packages, reason = compare(pinned)
+        if not packages or all(package.get("skip_reason") for package in packages):
+            print(f"NOT AUDITED: the database of vulnerabilities can't be reached, so nothing was compared with it ({reason})")
+            print("  run `make audit` where it can be")
+            return UNREACHABLE
+        for package in packages:
+            for flaw in package.get("vulns", []):
+                known += 1
+                mended = ", ".join(flaw["fix_versions"]) or "no version"
+                print(f"  {name}: {package['name']} {package['version']}: {flaw['id']}, mended in {mended}")
+            if package.get("skip_reason"):
+                print(f"  {name}: {package['name']} was not compared: {package['skip_reason']}")
+    print(f"{len(locks)} locks: {known or 'no'} known vulnerabilities")
+    return int(bool(known))
+
+
+def compare(pinned: list[tuple[str, str]]) -> tuple[list[dict[str, Any]], str]:
+    """Return what pip-audit says of packages, a dict each, or none, and why not."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{name}=={version}\n" for name, version in pinned)
         file.flush()
         options = ["--no-deps", "--disable-pip", "--format=json", "--progress-spinner=off"]
-        command = [str(PIP_AUDIT), "--requirement", file.name, *options]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([str(PIP_AUDIT), "--requirement", file.name, *options], capture_output=True, text=True)
     try:
-        packages = json.loads(done.stdout)["dependencies"]
+        return json.loads(done.stdout)["dependencies"], "it knows none of them"
     except (ValueError, KeyError):
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        print(
-            f"NOT AUDITED: the database of vulnerabilities can't be reached, so {len(pinned)} packages were not compared with it"
-        )
-        print(f"  {reason[:300]}\n  run `make audit` where it can be")
-        return UNREACHABLE
-    known = [(p["name"], p.get("version", ""), v) for p in packages for v in p.get("vulns", [])]
-    not_found = [p["name"] for p in packages if p.get("skip_reason")]
-    for name, version, flaw in known:
-        print(f"  {name} {version}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no version'}")
-    if not_found:
-        print(f"  not in the database: {', '.join(not_found)}")
-    if len(not_found) == len(packages):
-        print(f"NOT AUDITED: the database knows none of {len(packages)} packages")
-        return UNREACHABLE
-    print(f"{len(pinned)} packages in {len(locks)} locks: {len(known) or 'no'} known vulnerabilities")
-    return bool(known)
+        return [], (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:200]
 
 
 def git_files() -> list[str]:

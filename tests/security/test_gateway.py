@@ -24,6 +24,7 @@ def test_the_engines_socket_is_in_the_gateway_alone(stack, first):
 
 
 def test_no_escape_from_the_worker_while_the_pipeline_runs(stack, first):
+    wait_until(lambda: stack.airflow("dags/ml_dag/dagRuns", state=["queued", "running"])["total_entries"] == 0, 200, 1)
     run = stack.trigger("ml_dag", force=True)
     mine = ("--no-trunc", "--quiet", f"--filter=label=heart.project={stack.project}")
     wait_until(lambda: docker("ps", *mine), 120)
