@@ -53,4 +53,5 @@ def engine_of(stack: Stack) -> list[str]:
     """Return the images, and the stack's volumes and networks, as the engine has them."""
     mine = f"--filter=name={stack.project}"
     images = docker("images", "--no-trunc", "--format={{.Repository}} {{.Tag}} {{.ID}}", "--filter=reference=heart/*")
-    return [images, docker("volume", "ls", mine), docker("network", "ls", mine)]
+    # Images of the same age come in any order.
+    return [*sorted(images.splitlines()), docker("volume", "ls", mine), docker("network", "ls", mine)]
