@@ -8,7 +8,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stack import state_of
 
 from runners import docker, wait_until
-from support import ROOT, ask_mlflow, base_environment
+from support import ROOT, Delivery, Warehouse, ask_mlflow, base_environment, make_warehouse
 
 
 class Run(NamedTuple):
@@ -179,3 +179,43 @@ def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None 
         yield stack
     finally:
         stack.make("destroy", "YES=1")
+
+
+@contextmanager
+def locked(stack: Stack, table: str) -> Iterator[None]:
+    """Hold a table, so that whoever needs it waits in the middle of its work."""
+    statement = f"BEGIN; LOCK TABLE heart_analysis.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
+    command = ["docker", "compose", "exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-c", statement]
+    holding = subprocess.Popen(
+        command, cwd=stack.folder, env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%' AND wait_event = 'PgSleep'"
+    wait_until(lambda: stack.query(held) == [["1"]])
+    try:
+        yield
+    finally:
+        holding.kill()
+        holding.wait()
+
+
+def waits(stack: Stack, stage: str) -> bool:
+    """Return whether a stage waits for a table."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name"
+    return stack.query(f"{waiting} = 'heart-{stage}'") == [["1"]]
+
+
+def content(query: Callable[[str], Any], batch: str) -> dict[str, list[str]]:
+    """Return what the warehouse holds of a batch, without what differs from run to run."""
+    mine = f"account_id IN (SELECT account_id FROM heart_analysis.heart_fact WHERE batch = '{batch}')"
+    rows = f"SELECT (to_jsonb(t) - 'load_id' - 'changed_at')::text FROM heart_analysis.{{}} t WHERE {mine} ORDER BY 1"
+    tables = ("account_dim", "heart_disease_dim", "heart_fact")
+    return {table: [row for (row,) in query(rows.format(table))] for table in tables}
+
+
+def load_undisturbed(folder: Path, data: Path, postgres: dict[str, str], batch: str) -> dict[str, list[str]]:
+    """Load a batch into a warehouse of its own, by processes, with nothing in their way; return what it then holds."""
+    warehouse = Warehouse(make_warehouse(postgres))
+    delivery = Delivery(folder, variables=dict(warehouse.environment))
+    delivery.data.symlink_to(data)
+    delivery.etl(batch)
+    return content(warehouse.query, batch)

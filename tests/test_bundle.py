@@ -10,7 +10,7 @@ import pytest
 
 from engines import engine_without_network
 from runners import wait_until
-from stacks import Stack
+from stacks import Stack, content, load_undisturbed, locked, waits
 from support import RESULT_MARKER, ROOT, STAGES, base_environment
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -35,7 +35,7 @@ def test_nothing_secret_and_nothing_generated_is_in_it(bundle):
     assert {"docker-compose.yaml", "Makefile", "README.md", "sql/010_warehouse.sql", "data/cleveland/heart_raw.csv"} <= there
 
 
-def test_a_machine_without_a_network_installs_it_brings_the_system_up_and_survives_a_reboot(bundle):
+def test_a_machine_without_a_network_installs_it_brings_the_system_up_and_goes_down_in_a_run(bundle, postgres, tmp_path):
     assert os.geteuid() == 0, "a second engine needs root"
     with engine_without_network() as engine:
 
@@ -54,15 +54,25 @@ def test_a_machine_without_a_network_installs_it_brings_the_system_up_and_surviv
             (document,) = [line for line in done.stdout.splitlines() if line.startswith(RESULT_MARKER)]
             assert json.loads(document.removeprefix(RESULT_MARKER))["rows"]["out"] == 303
 
-        stack = Stack(engine.environment | {"COMPOSE_PROJECT_NAME": "heart"}, bundle)
+        engine.environment["COMPOSE_PROJECT_NAME"] = "heart"
+        engine.environment["COMPOSE_FILE"] = f"docker-compose.yaml:{ROOT}/tests/faults/impatient.yaml"
+        stack = Stack(engine.environment, bundle)
         make("up")
-        make("run/load", "ARGS=--batch cleveland")
-        before = stack.tables()
-        assert len(before["heart_fact"]) == 303
-        engine.stop()
+        # The machine goes down in the middle of a run.
+        airflow = ("exec", "-T", "airflow-scheduler", "airflow", "dags")
+        stack.compose(*airflow, "pause", "--yes", "ml_dag")
+        with locked(stack, "heart_fact"):
+            stack.compose(*airflow, "trigger", "etl_dag", "--conf", '{"batch": ["cleveland"]}')
+            wait_until(lambda: waits(stack, "load"), 180, 1)
+            engine.stop()
         engine.start()
         wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180, 1)
-        assert stack.tables() == before
+        states = "SELECT state FROM dag_run WHERE dag_id = 'etl_dag'"
+        wait_until(lambda: stack.query(states, "airflow") in ([["success"]], [["failed"]]), 300, 1)
+        assert stack.query(states, "airflow") == [["success"]]
+        expected = load_undisturbed(tmp_path, ROOT / "data", postgres, "cleveland")
+        assert content(stack.query, "cleveland") == expected and len(expected["heart_fact"]) == 303
+        assert stack.query("SELECT rows_in, rows_loaded FROM heart_analysis.load_batch") == [["303", "303"]]
         make("down")
 
 

@@ -10,16 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from runners import docker, inspect, wait_until
-from stacks import Run, Stack
-from support import ROOT, STAGES, Delivery, Warehouse, ask_mlflow, make_warehouse
+from stacks import Run, Stack, content, load_undisturbed, locked, waits
+from support import ROOT, STAGES, ask_mlflow
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
-TABLES = ("account_dim", "heart_disease_dim", "heart_fact")
 CHAMPION = {"name": "heart-disease", "alias": "champion"}
 
 
@@ -62,27 +60,6 @@ def watch(stack: Stack, *hold: str) -> Iterator[Watch]:
             subprocess.run(["docker", "unpause", container], capture_output=True)
 
 
-@contextmanager
-def locked(stack: Stack, table: str) -> Iterator[None]:
-    """Hold a table, so that whoever needs it waits in the middle of its work."""
-    statement = f"BEGIN; LOCK TABLE heart_analysis.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
-    command = ["docker", "compose", "exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-c", statement]
-    holding = subprocess.Popen(command, cwd=ROOT, env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%' AND wait_event = 'PgSleep'"
-    wait_until(lambda: stack.query(held) == [["1"]])
-    try:
-        yield
-    finally:
-        holding.kill()
-        holding.wait()
-
-
-def waits(stack: Stack, stage: str) -> bool:
-    """Return whether a stage waits for a table."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name"
-    return stack.query(f"{waiting} = 'heart-{stage}'") == [["1"]]
-
-
 def says(stack: Stack, stage: str, message: str) -> bool:
     """Return whether a stage that is at work has said something."""
     mine = [f"--filter=label=heart.{name}={value}" for name, value in (("project", stack.project), ("stage", stage))]
@@ -107,24 +84,10 @@ def of_batch(batch: str) -> str:
     return f"account_id LIKE '{batch.upper()}-%'"
 
 
-def content(query: Callable[[str], Any], batch: str) -> dict[str, list[str]]:
-    """Return what the warehouse holds of a batch, without what differs from run to run."""
-    rows = "SELECT (to_jsonb(t) - 'load_id' - 'changed_at')::text FROM heart_analysis.{} t WHERE {} ORDER BY 1"
-    return {table: [row for (row,) in query(rows.format(table, of_batch(batch)))] for table in TABLES}
-
-
 @pytest.fixture
 def undisturbed(stack: Stack, tmp_path: Path, postgres: dict[str, str]) -> Callable[[str], dict[str, list[str]]]:
-    """Give what the warehouse holds of a batch after its stages ran, as processes, with nothing in their way."""
-
-    def load(batch: str) -> dict[str, list[str]]:
-        warehouse = Warehouse(make_warehouse(postgres))
-        delivery = Delivery(tmp_path, variables=dict(warehouse.environment))
-        delivery.data.symlink_to(stack.environment["HEART_DATA"])
-        delivery.etl(batch)
-        return content(warehouse.query, batch)
-
-    return load
+    """Give what the warehouse holds of a batch that was loaded with nothing in the way."""
+    return lambda batch: load_undisturbed(tmp_path, Path(stack.environment["HEART_DATA"]), postgres, batch)
 
 
 def predictions(stack: Stack, batch: str) -> list[list[str]]:
