@@ -1,9 +1,9 @@
 """transform: give a batch its meaning: join, types, canonical codes, ranges, duplicates.
 
 Reads   what extract left: `heart.csv` and, in UCI's layout, `account.csv`, each line with its number in the delivery.
-Writes  `records.csv`: one line a person, canonical codes (UCI's), an empty field where nothing is known, target 1 =
-        disease, and the line it stood on; `quarantine.csv`: file, line, account_id, column, reason and raw text of
-        each rejected record;
+Writes  `records.csv`: one line a person in the order of account_id's bytes, canonical codes (UCI's), an empty field where
+        nothing is known, target 1 = disease, and the line it stood on; `quarantine.csv`: file, line, account_id, column,
+        reason and raw text of each rejected record;
         `duplicates.csv`: file, line and account_id of each repeated line, and the line that it repeats.
 Promise records in = out + rejected + duplicates. A file whose codes are those of the other dialect is refused.
 
@@ -22,6 +22,7 @@ from stage import InputRefused, Job, Rows, command, log
 
 # Past this DuckDB goes to disk.
 MEMORY_LIMIT = "320MB"
+OTHER = {"uci": "kaggle", "kaggle": "uci"}
 # Characters that extract never lets through: so a field is never taken for NULL, nor a line split.
 NEVER, NOR_THIS = "\x01", "\x02"
 
@@ -42,15 +43,18 @@ def transform(job: Job) -> None:
     with job.output_folder() as folder, duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [MEMORY_LIMIT])
         db.execute("SET temp_directory = ?", [str(folder.parent / "spilled")])
+        # The one order that counts, that of the records, is asked for.
+        db.execute("SET preserve_insertion_order = false")
         db.execute("SET VARIABLE dialect = ?", [dialect])
+        db.execute("SET VARIABLE other = ?", [OTHER[dialect]])
         for table, path in paths.items():
             view_lines(db, table, path)
         db.execute("CREATE TEMP TABLE delivered AS SELECT ? AS heart, ? AS account",
                    [delivered["heart"], delivered.get("account")])  # fmt: skip
         run_sql(db, "schema")
         run_sql(db, dialect)
-        refuse_other_dialect(db, dialect, delivered["heart"])
         run_sql(db, "transform")
+        refuse_other_dialect(db, dialect, delivered["heart"])
         for name in ("records", "quarantine", "duplicates"):
             write(db, name, folder / f"{name}.csv")
         came, records, quarantined, duplicates = db.sql("FROM counts").fetchall()[0]
@@ -92,15 +96,12 @@ def view_lines(db: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
 
 def refuse_other_dialect(db: duckdb.DuckDBPyConnection, dialect: str, file: str) -> None:
     """Raise InputRefused where more lines have codes that only the other dialect knows than that only this one does."""
-    other = {"uci": "kaggle", "kaggle": "uci"}[dialect]
-    db.execute("SET VARIABLE other = ?", [other])
-    only_this, only_other, first = db.execute(
-        "SELECT count(*) FILTER (this AND NOT other), count(*) FILTER (other AND NOT this), "
-        "min(line) FILTER (other AND NOT this) FROM (SELECT "
-        "line, fits(cp, slope, ca, thal, getvariable('dialect')) AS this, "
-        "fits(cp, slope, ca, thal, getvariable('other')) AS other FROM heart)"
+    only_this, only_other, first = db.sql(
+        "SELECT count(*) FILTER (fits_this AND NOT fits_other), count(*) FILTER (fits_other AND NOT fits_this), "
+        "min(line) FILTER (fits_other AND NOT fits_this) FROM heart_judged"
     ).fetchall()[0]
     if only_other > only_this:
+        other = OTHER[dialect]
         raise InputRefused(
             f"{file}: {only_other} lines (the first is line {first}) have codes that only the dialect {other!r} knows, "
             f"{only_this} have codes that only {dialect!r} knows; read it with --dialect {other} (make run: DIALECT={other}), "

@@ -1,12 +1,12 @@
--- A delivery in UCI's layout, two files: the tables `heart` and `account`, every value as trimmed text.
+-- A delivery in UCI's layout, two files: the views `heart` and `account`, every value as trimmed text.
 -- content: all values of a line in one text, to see whether two lines are equal.
 
-CREATE TEMP TABLE heart AS
+CREATE VIEW heart AS
 SELECT line, trim(account_id) AS account_id, trim(COLUMNS(* EXCLUDE (line, account_id))),
     concat_ws('|', *COLUMNS(* EXCLUDE (line, account_id))) AS content
 FROM heart_line;
 
-CREATE TEMP TABLE account AS
+CREATE VIEW account AS
 SELECT line, trim(account_id) AS account_id, trim(age) AS age, trim(sex) AS sex, concat_ws('|', age, sex) AS content
 FROM account_line;
 

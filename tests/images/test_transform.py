@@ -29,8 +29,8 @@ def test_joins_and_writes_canonical_records(delivery):
         delivery, ("A2;41;0", "A2;2;130;0;?;;172;0;1.4;1;?;3;4"), ("A1 ; 63.0;1", " A1;1;145;233;1;2;150;0;2.3;3;0;6;0")
     )
     assert [list(r.values()) for r in rows(delivery, outcome, "records.csv")] == [
-        ["A2", "41", "0", "2", "130", "", "", "", "172", "0", "1.4", "1", "", "3", "1", "2"],
         ["A1", "63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0", "3"],
+        ["A2", "41", "0", "2", "130", "", "", "", "172", "0", "1.4", "1", "", "3", "1", "2"],
     ]
     assert outcome.result and outcome.result["metrics"]["notes"] == {"chol 0 taken for not measured": 1}
 
