@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from psycopg2 import sql
+from psycopg2.errors import UniqueViolation
 from psycopg2.extensions import cursor as Cursor
 
 from services import POSTGRES, warehouse
-from stage import File, Job, Rows, command, log
+from stage import DependencyUnavailable, File, Job, Rows, command, log
 
 COPY_RECORDS = "COPY staging FROM STDIN (FORMAT csv, HEADER)"
 COPY_QUARANTINE = {
@@ -76,11 +77,7 @@ def load(job: Job) -> None:
             rows_duplicate=transformed["rows"]["duplicate"],
         )
         values = {"load_id": load_id, "batch": job.batch, "file": Path(extracted["inputs"][-1]["uri"]).name}
-        run_sql(cursor, "fact", values)
-        inserted, updated = one_row(cursor)
-        run_sql(cursor, "foreign", values)
-        run_sql(cursor, "dimensions", values)
-        foreign = loaded - count(cursor, "staging")
+        inserted, updated, foreign = merge(cursor, values)
         loaded, set_aside = loaded - foreign, set_aside + foreign
         unchanged = loaded - inserted - updated
         cursor.execute(
@@ -132,9 +129,17 @@ def count(cursor: Cursor, table: str) -> int:
     return one_row(cursor)[0]
 
 
-def run_sql(cursor: Cursor, name: str, values: dict[str, Any]) -> None:
-    """Run one of the SQL files beside this one."""
-    cursor.execute((Path(__file__).parent / f"{name}.sql").read_text(encoding="utf-8"), values)
+def merge(cursor: Cursor, values: dict[str, Any]) -> tuple[int, int, int]:
+    """Bring the star up to what is staged; return how many records were inserted, updated and set aside.
+
+    Raises DependencyUnavailable where another load brought some of the same people since this one looked.
+    """
+    try:
+        cursor.execute((Path(__file__).parent / "star.sql").read_text(encoding="utf-8"), values)
+    except UniqueViolation as error:
+        raise DependencyUnavailable("another load brought some of the same people at this moment; try again") from error
+    inserted, updated, foreign = one_row(cursor)
+    return inserted, updated, foreign
 
 
 def one_row(cursor: Cursor) -> tuple[Any, ...]:

@@ -1,10 +1,12 @@
 """load: the warehouse after each delivery, in one transaction, with counts that reconcile."""
 
+import contextlib
 import signal
 import time
 
 import pytest
 
+from runners import wait_until
 from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, Delivery
 
 FACT = "SELECT account_id, age, chol, target, load_id FROM heart_analysis.heart_fact ORDER BY account_id"
@@ -119,6 +121,22 @@ def test_two_loads_of_one_batch_at_once_load_it_once(loading, warehouse):
     both = [loading.start("load", "a") for _ in range(2)]
     assert sorted(running.finish(60)[0] for running in both) == [0, NOTHING_TO_DO]
     assert warehouse.query("SELECT rows_loaded FROM heart_analysis.load_batch") == [(500,)]
+
+
+def test_people_whom_another_load_brings_at_this_moment_are_found_by_the_next_try(loading, warehouse):
+    import servers
+
+    write(loading, {"A1": (63, "233", "0"), "A2": (41, "204", "1")})
+    loading.stage("extract", "a")
+    loading.stage("transform", "a")
+    with contextlib.closing(servers.connect(warehouse.environment)) as other, other, other.cursor() as cursor:
+        cursor.execute("INSERT INTO heart_analysis.heart_fact (account_id, batch, load_id) VALUES ('A2', 'b', 1)")
+        running = loading.start("load", "a")
+        wait_until(lambda: warehouse.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+        other.commit()
+    code, _, errors = running.finish(30)
+    assert code == UNAVAILABLE and "try again" in errors and "A2" not in errors, "ids are in no log"
+    assert loading.stage("load", "a").rows == {"in": 2, "out": 1, "rejected": 1, "duplicate": 0}
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
