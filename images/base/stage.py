@@ -360,11 +360,16 @@ def _check_name(_context: click.Context, parameter: click.Parameter, value: str)
 def _run(function: Callable[..., None], job: Job, options: dict[str, Any]) -> int:
     """Run a stage's function; say in one line how it ended; return the exit code."""
     _log_to_stderr(job)
-    _stop_on_signal()
+    stopped_by = _stop_on_signal()
     log.info("started")
     try:
         with contextlib.redirect_stderr(_LogLines()):
-            function(job, **options)
+            try:
+                function(job, **options)
+            except Exception:
+                if stopped_by:  # a library made an error of its own of it
+                    sys.exit(128 + stopped_by[0])
+                raise
     except click.ClickException:
         raise  # wrong usage that only the work itself could notice; click says what
     except NothingToDo as reason:
@@ -421,18 +426,22 @@ def _log_to_stderr(job: Job) -> None:
     log.setLevel(logging.INFO)
 
 
-def _stop_on_signal() -> None:
+def _stop_on_signal() -> list[int]:
     """End within 3 s of SIGTERM or SIGINT, as process 1 of a container too, even in the middle of a long C call.
+
+    Returns a list that holds the signal's number once it came.
 
     The handler unwinds the main thread, which rolls transactions back and removes temporary files. It can only run
     between two Python instructions, so a second thread, woken by the signal itself, ends a process that is stuck.
     """
+    stopped_by: list[int] = []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def unwind(number: int, _frame: Any) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
+        stopped_by.append(number)
         log.info("stopped by %s", signal.Signals(number).name)
         sys.exit(128 + number)
 
@@ -445,3 +454,4 @@ def _stop_on_signal() -> None:
     signal.signal(signal.SIGTERM, unwind)
     signal.signal(signal.SIGINT, unwind)
     threading.Thread(target=watch, daemon=True).start()
+    return stopped_by

@@ -11,9 +11,11 @@ The work is done inside DuckDB, which joins and sorts on disk where a batch is l
 schema.sql declares the columns, uci.sql and kaggle.sql read the two layouts, transform.sql joins and judges.
 """
 
+import contextlib
 import csv
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -40,23 +42,19 @@ def transform(job: Job) -> None:
     paths = {table: job.open_input("extract", f"{table}.csv") for table in delivered}
     job.skip_if_unchanged(dialect=dialect)
 
-    with job.output_folder() as folder, duckdb.connect() as db:
-        db.execute("SET memory_limit = ?", [MEMORY_LIMIT])
-        db.execute("SET temp_directory = ?", [str(folder.parent / "spilled")])
-        # The one order that counts, that of the records, is asked for.
-        db.execute("SET preserve_insertion_order = false")
+    with job.output_folder() as folder, scratch(folder.parent) as db:
         db.execute("SET VARIABLE dialect = ?", [dialect])
         db.execute("SET VARIABLE other = ?", [OTHER[dialect]])
         for table, path in paths.items():
             view_lines(db, table, path)
-        db.execute("CREATE TEMP TABLE delivered AS SELECT ? AS heart, ? AS account",
+        db.execute("CREATE TABLE delivered AS SELECT ? AS heart, ? AS account",
                    [delivered["heart"], delivered.get("account")])  # fmt: skip
         run_sql(db, "schema")
         run_sql(db, dialect)
         run_sql(db, "transform")
         refuse_other_dialect(db, dialect, delivered["heart"])
         for name in ("records", "quarantine", "duplicates"):
-            write(db, name, folder / f"{name}.csv")
+            db.table(name).to_csv(str(folder / f"{name}.csv"), header=True)
         came, records, quarantined, duplicates = db.sql("FROM counts").fetchall()[0]
         notes = dict(db.sql("FROM notes").fetchall())
 
@@ -71,13 +69,25 @@ def run_sql(db: duckdb.DuckDBPyConnection, name: str) -> None:
     db.execute((Path(__file__).parent / f"{name}.sql").read_text(encoding="utf-8"))
 
 
-def write(db: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
-    """Write a table as CSV. Raises OSError where there is no room, as Python's own files do."""
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give a database in a folder. Raises OSError where there is no room, as Python's own files do.
+
+    It is on disk: from tables in memory ten million records don't fit into the limit, though they could be spilled.
+    """
     try:
-        db.table(table).to_csv(str(path), header=True)
+        with duckdb.connect(folder / "scratch.duckdb") as db:
+            db.execute("SET memory_limit = ?", [MEMORY_LIMIT])
+            db.execute("SET temp_directory = ?", [str(folder / "spilled")])
+            # Joins are done as they are written, the second table held in memory; guesses at the lengths of files were wrong.
+            db.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+            # The one order that counts, that of the records, is asked for.
+            db.execute("SET preserve_insertion_order = false")
+            db.execute("PRAGMA disable_checkpoint_on_shutdown")
+            yield db
     except duckdb.IOException as error:
         if os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
 
 

@@ -6,14 +6,14 @@
 -- small: account ids that stand on several lines, and lines with something wrong.
 
 -- What stands in the columns: few different texts, however long the delivery. Each is judged once, and lines look theirs up.
-CREATE TEMP TABLE said AS
+CREATE TABLE said AS
 SELECT DISTINCT name, text
 FROM (UNPIVOT heart ON cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target INTO NAME name VALUE text)
 UNION
 SELECT DISTINCT name, text FROM (UNPIVOT account ON age, sex INTO NAME name VALUE text);
 
 -- THE COLUMNS of a record: what each may hold, as value, error and note (see schema.sql).
-CREATE TEMP TABLE meaning AS
+CREATE TABLE meaning AS
 SELECT
     name, text,
     unnest(CASE name
@@ -37,7 +37,7 @@ SELECT
 FROM said;
 
 -- A line's values, and all that is wrong with it: messages, and the columns that they are of.
-CREATE TEMP TABLE heart_judged AS
+CREATE TABLE heart_judged AS
 SELECT
     line, account_id, account_id_error(account_id) AS id_error,
     cp.fits_this AND slope.fits_this AND ca.fits_this AND thal.fits_this AS fits_this,
@@ -60,7 +60,7 @@ LEFT JOIN meaning AS ca ON ca.name = 'ca' AND ca.text = heart.ca
 LEFT JOIN meaning AS thal ON thal.name = 'thal' AND thal.text = heart.thal
 LEFT JOIN meaning AS target ON target.name = 'target' AND target.text = heart.target;
 
-CREATE TEMP TABLE account_judged AS
+CREATE TABLE account_judged AS
 SELECT
     line, account_id,
     concat_ws('; ', age.error, sex.error) AS errors,
@@ -71,13 +71,13 @@ LEFT JOIN meaning AS age ON age.name = 'age' AND age.text = account.age
 LEFT JOIN meaning AS sex ON sex.name = 'sex' AND sex.text = account.sex;
 
 -- Account ids that stand on several lines, and whether the lines differ.
-CREATE TEMP TABLE heart_repeated AS
+CREATE TABLE heart_repeated AS
 SELECT account_id, min(line) AS first_line, count(*) AS lines, min(content) <> max(content) AS differ
 FROM heart
 WHERE account_id IN (SELECT account_id FROM heart_judged WHERE account_id <> '' GROUP BY account_id HAVING count(*) > 1)
 GROUP BY account_id;
 
-CREATE TEMP TABLE account_repeated AS
+CREATE TABLE account_repeated AS
 SELECT account_id, min(line) AS first_line, count(*) AS lines, min(content) <> max(content) AS differ
 FROM account
 WHERE account_id IN (SELECT account_id FROM account_judged WHERE account_id <> '' GROUP BY account_id HAVING count(*) > 1)
@@ -87,7 +87,7 @@ CREATE MACRO differing(lines, place) AS format('account_id stands on {} lines{} 
 
 -- A record: a line of `heart`, the line of `account` that goes with it, their values and all that is wrong with them.
 -- An account without a line of `heart` has no `line`.
-CREATE TEMP TABLE judged AS
+CREATE TABLE judged AS
 WITH account AS (
     SELECT account_judged.*, account_repeated.lines, coalesce(account_repeated.differ, false) AS differ
     FROM account_judged LEFT JOIN account_repeated USING (account_id)
@@ -122,7 +122,7 @@ SELECT
 FROM record;
 
 -- The lines of `account` that go with nothing: without an account_id, or repeated.
-CREATE TEMP TABLE account_rest AS
+CREATE TABLE account_rest AS
 SELECT line, account_id, if(differ, NULL, first_line) AS same_as_line,
     CASE WHEN account_id = '' THEN 'account_id is missing' WHEN differ THEN differing(lines, '') END AS reason
 FROM account_judged LEFT JOIN account_repeated USING (account_id)
@@ -135,7 +135,7 @@ SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, o
 FROM judged WHERE reason = '' AND same_as_line IS NULL ORDER BY account_id;
 
 -- The raw text of a record is its line of `heart`, and under it its line of `account` where it has one.
-CREATE TEMP TABLE rejected AS
+CREATE TABLE rejected AS
 SELECT if(line IS NULL, delivered.account, delivered.heart) AS file, coalesce(line, account_line) AS line, account_id, columns,
     reason, line AS heart_line, account_line
 FROM judged, delivered WHERE reason <> '' AND same_as_line IS NULL
@@ -143,7 +143,7 @@ UNION ALL
 SELECT delivered.account, line, account_id, 'account_id', reason, NULL, line
 FROM account_rest, delivered WHERE same_as_line IS NULL;
 
-CREATE TEMP TABLE quarantine AS
+CREATE TABLE quarantine AS
 SELECT rejected.file, rejected.line, account_id, columns AS "column", reason,
     concat_ws(chr(10), heart_raw.raw, account_raw.raw) AS raw
 FROM rejected
