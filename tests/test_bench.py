@@ -17,5 +17,6 @@ def test_the_benchmark_measures_compares_and_keeps_its_figures():
     figures = {figure["name"]: figure for figure in kept["figures"]}
     assert figures["size: extract"]["met"] is True and figures["size: extract"]["value"] > 1
     assert figures["303 records: extract"]["value"] > figures["303 records: extract"]["difference"] > 0
+    assert figures["2 000 records: load"]["ratio"] > 0 and figures["2 000 records: all three"]["ratio"] > 0
     assert all(name in done.stdout for name in figures)
     assert (ROOT / "docs/performance.md").read_text() == page

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "tests", "tests/bench")]
 
+import etl_figures  # noqa: E402
 import image_figures  # noqa: E402
 import stack_figures  # noqa: E402
 from figures import Figure  # noqa: E402
@@ -59,7 +60,7 @@ def main() -> None:
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Give the figures one after the other, saying what is at work."""
-    for part in (image_figures.sizes, image_figures.starts, stack_figures.parsing, stack_figures.overhead):
+    for part in (image_figures.sizes, image_figures.starts, etl_figures.records, stack_figures.parsing, stack_figures.overhead):
         print(f"measuring {(part.__doc__ or '').splitlines()[0].rstrip('.').lower()}", flush=True)
         yield from part(1 if quick else 5, quick)
 
