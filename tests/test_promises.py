@@ -154,8 +154,8 @@ class OnVolume(ContainerRunner):
 
 
 @in_containers
-@pytest.mark.parametrize("stage", PER_BATCH)
-def test_a_full_volume_ends_with_75_and_a_retry_succeeds_once_there_is_room(stage, later, tmp_path):
+@pytest.mark.parametrize(("stage", "kilobytes"), [*((stage, 0) for stage in PER_BATCH), ("transform", 100)])
+def test_a_full_volume_ends_with_75_and_a_retry_succeeds_once_there_is_room(stage, kilobytes, later, tmp_path):
     here = later.runner
     runner = OnVolume(here.network, here.addresses)
     runner.volume = docker("volume", "create", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=size=2m,mode=1777")
@@ -171,6 +171,8 @@ def test_a_full_volume_ends_with_75_and_a_retry_succeeds_once_there_is_room(stag
             small.stage(before, "cleveland")
         # A block is left, and the stage's log needs none: what it writes does not fit.
         docker("exec", holder, "sh", "-c", "cat /dev/zero > /artifacts/filler 2>/dev/null || true")
+        if kilobytes:
+            docker("exec", holder, "truncate", f"--size=-{kilobytes}K", "/artifacts/filler")
         outcome = small.stage(stage, "cleveland", expect=UNAVAILABLE)
         assert "No space left on device; make room there, then try again" in outcome.error
         docker("exec", holder, "rm", "/artifacts/filler")

@@ -132,12 +132,15 @@ def count(cursor: Cursor, table: str) -> int:
 def merge(cursor: Cursor, values: dict[str, Any]) -> tuple[int, int, int]:
     """Bring the star up to what is staged; return how many records were inserted, updated and set aside.
 
-    Raises DependencyUnavailable where another load brought some of the same people since this one looked.
+    Raises DependencyUnavailable where another load brought some of the same people since this one looked, RuntimeError where
+    a dimension has people that the fact table lacks: the database's own messages would name them.
     """
     try:
         cursor.execute((Path(__file__).parent / "star.sql").read_text(encoding="utf-8"), values)
     except UniqueViolation as error:
-        raise DependencyUnavailable("another load brought some of the same people at this moment; try again") from error
+        if error.diag.table_name != "heart_fact":
+            raise RuntimeError(f"{error.diag.table_name} has people that heart_fact lacks: remove them there first") from None
+        raise DependencyUnavailable("another load brought some of the same people at this moment; try again") from None
     inserted, updated, foreign = one_row(cursor)
     return inserted, updated, foreign
 

@@ -85,7 +85,7 @@ def scratch(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             db.execute("SET preserve_insertion_order = false")
             db.execute("PRAGMA disable_checkpoint_on_shutdown")
             yield db
-    except duckdb.IOException as error:
+    except duckdb.Error as error:  # of several kinds
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise

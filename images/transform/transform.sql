@@ -128,7 +128,7 @@ SELECT line, account_id, if(differ, NULL, first_line) AS same_as_line,
 FROM account_judged LEFT JOIN account_repeated USING (account_id)
 WHERE account_id = '' OR line > first_line;
 
--- THE OUTPUTS, in the order of the delivery. `delivered` holds the names of its files.
+-- THE OUTPUTS: records by account_id, the others in the order of the delivery. `delivered` holds the names of its files.
 
 CREATE VIEW records AS
 SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, line
@@ -143,13 +143,14 @@ UNION ALL
 SELECT delivered.account, line, account_id, 'account_id', reason, NULL, line
 FROM account_rest, delivered WHERE same_as_line IS NULL;
 
-CREATE TABLE quarantine AS
+CREATE TABLE quarantined AS
 SELECT rejected.file, rejected.line, account_id, columns AS "column", reason,
     concat_ws(chr(10), heart_raw.raw, account_raw.raw) AS raw
 FROM rejected
 LEFT JOIN heart_raw ON heart_raw.line = rejected.heart_line
-LEFT JOIN account_raw ON account_raw.line = rejected.account_line
-ORDER BY rejected.file, rejected.line;
+LEFT JOIN account_raw ON account_raw.line = rejected.account_line;
+
+CREATE VIEW quarantine AS FROM quarantined ORDER BY file, line;
 
 CREATE VIEW duplicates AS
 SELECT delivered.heart AS file, line, account_id, same_as_line FROM judged, delivered WHERE same_as_line IS NOT NULL
@@ -169,5 +170,5 @@ WHERE note IS NOT NULL GROUP BY note ORDER BY note;
 CREATE VIEW counts AS
 SELECT (SELECT count(*) FROM judged) + (SELECT count(*) FROM account_rest) AS "in",
     (SELECT count(*) FROM judged WHERE reason = '' AND same_as_line IS NULL) AS records,
-    (SELECT count(*) FROM quarantine) AS quarantine,
+    (SELECT count(*) FROM quarantined) AS quarantine,
     (SELECT count(*) FROM duplicates) AS duplicates;

@@ -42,7 +42,16 @@ MALFORMED = {
     "control character": (b"A3;1;\x07145;233;1;2;150;0;2.3;3;0;6;0", "control character 0x07"),
     "header again": (HEART_HEADER.encode(), "header repeated"),
     "very long": (b"A3;" + b"1" * 3_000_000, "3000004 bytes"),
+    "very long at its end": (b"A3;1;145;233;1;2;150;0;2.3;3;0;6;0" + b" " * 70_000 + b";9", "70037 bytes"),
 }
+
+
+@as_processes
+@pytest.mark.parametrize("blank", ["", "  ", "\t" * 12, " \t" * 12])
+def test_blank_lines_are_no_rows(delivery, blank):
+    accounts, hearts = ((text + "\n").replace(";", "\t") + blank + "\n" for text in (ACCOUNTS, HEARTS))
+    delivery.write("a", accounts, hearts)
+    assert delivery.stage("extract", "a").rows == {"in": 2, "out": 2, "rejected": 0, "duplicate": 0}
 
 
 @as_processes
