@@ -73,6 +73,7 @@ def version() -> str:
 def table(figures: list[Figure]) -> Table:
     """Return the figures as a table for a terminal."""
     shown = Table("what", "measured", "compared with", "ratio or difference", "target", "met")
+    shown.columns[0].no_wrap = True  # a figure's name is what people search the output for
     for figure in figures:
         shown.add_row(*figure.cells())
     return shown
