@@ -122,3 +122,15 @@ SELECT account_id, age::float, sex::float, cp::float, trestbps::float, chol::flo
     target, batch, load_id
 FROM heart_fact;
 COMMENT ON VIEW heart_feature IS 'What models see of a record: 13 features as floats, NULL where not known; never the batch.';
+
+-- More people teach a model nothing: docs/modelling.md has the learning curves. Who is drawn depends on nothing but the
+-- account_id, so that the same people are drawn again when others come or go.
+CREATE OR REPLACE VIEW heart_sample AS
+SELECT feature.*, size.people AS drawn_from
+FROM heart_feature AS feature
+JOIN (SELECT batch, target IS NULL AS undiagnosed, count(*) AS people FROM heart_fact GROUP BY batch, target IS NULL) AS size
+    ON size.batch = feature.batch AND size.undiagnosed = (feature.target IS NULL)
+WHERE size.people <= 5000
+    OR ('x' || left(encode(sha256(convert_to(account_id, 'UTF8')), 'hex'), 8))::bit(32)::bigint * size.people < 5000 * 2^32;
+COMMENT ON VIEW heart_sample IS
+    'Who models are trained and judged on: of each batch all people, or about 5000 with a diagnosis and as many without; drawn_from tells of how many.';

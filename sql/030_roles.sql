@@ -25,7 +25,9 @@ GRANT SELECT, INSERT, UPDATE ON heart_analysis.account_dim, heart_analysis.heart
 GRANT SELECT, INSERT ON heart_analysis.quarantine TO heart_load;
 GRANT SELECT ON heart_analysis.heart_staging TO heart_load;
 
-GRANT SELECT ON heart_analysis.heart_feature TO heart_train, heart_evaluate, heart_predict;
+GRANT SELECT ON heart_analysis.heart_sample TO heart_train, heart_evaluate;
+GRANT SELECT ON heart_analysis.heart_feature TO heart_predict;
+REVOKE SELECT ON heart_analysis.heart_feature FROM heart_train, heart_evaluate;  -- which had it once
 GRANT SELECT ON heart_analysis.load_batch TO heart_train, heart_evaluate;
 GRANT SELECT, INSERT ON heart_analysis.model_evaluation, heart_analysis.promotion, heart_analysis.drift TO heart_evaluate;
 GRANT SELECT, INSERT ON heart_analysis.heart_prediction TO heart_predict;

@@ -1,6 +1,6 @@
 """evaluate: judge the newly trained model on people that it has not seen, and decide whether it becomes the champion.
 
-Reads   what train said of its run; `heart_analysis.heart_feature` and `load_batch` in PostgreSQL; the model and its
+Reads   what train said of its run; `heart_analysis.heart_sample` and `load_batch` in PostgreSQL; the model and its
         out-of-fold probabilities in MLflow.
 Writes  `heart_analysis.model_evaluation`, `drift` and `promotion`; scores, plots and report to the model's MLflow run; the
         aliases `champion` and `challenger`; `report.html` and the plots as files.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BASELINE = "always the prevalence"
 # No batch can have this name.
 CROSS_VALIDATED = "cross validated"
-PEOPLE = 'SELECT * FROM heart_analysis.heart_feature ORDER BY account_id COLLATE "C"'
+PEOPLE = 'SELECT * FROM heart_analysis.heart_sample ORDER BY account_id COLLATE "C"'
 LOADS = """
 SELECT DISTINCT ON (batch) batch, dialect, source, rows_in, rows_loaded, rows_quarantined, rows_duplicate, loaded_at, load_id
 FROM heart_analysis.load_batch ORDER BY batch, load_id DESC
@@ -71,7 +71,7 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
     everybody, loads = read_warehouse()
     people = everybody[everybody["target"].notna()].astype({"target": "int64"}).reset_index(drop=True)
     digest = hashlib.sha256(everybody.to_csv(index=False).encode()).hexdigest()
-    job.inputs = [File("heart_analysis.heart_feature", digest, len(everybody))]
+    job.inputs = [File("heart_analysis.heart_sample", digest, len(everybody))]
     job.skip_if_unchanged(model_version=version, mlflow_run_id=run_id, seed=seed)
 
     import gate
@@ -126,7 +126,11 @@ def evaluate(job: Job, seed: int, rollback: bool) -> None:
 
 
 def read_warehouse() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
-    """Return everybody (account_id, 13 features as float64, target 0, 1 or NaN, batch, load_id), and each batch's last load."""
+    """Return the people of heart_sample, and each batch's last load.
+
+    The frame has account_id, 13 features as float64, target 0, 1 or NaN, batch, load_id, and drawn_from: how many people the
+    batch has who are diagnosed, or not, as this one is.
+    """
     from features import FEATURES
 
     with warehouse("evaluate") as connection, connection.cursor() as cursor:
@@ -471,7 +475,8 @@ def render_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
     chances = {group: p[:, 0] for group, (_, p) in judged["people"].items()}
-    undiagnosed = int(everybody["target"].isna().sum())
+    drawn = everybody.groupby(["batch", everybody["target"].notna().rename("diagnosed")])["drawn_from"].agg(["size", "first"])
+    there = drawn["first"].groupby("diagnosed").sum()
     return template.render(
         summary=summary,
         results=results,
@@ -486,12 +491,13 @@ def render_report(
         loads=loads,
         lineage=json.loads(json.dumps(load_dict(f"{run.info.artifact_uri}/lineage.json"))),
         drifts=drifts,
-        undiagnosed=undiagnosed,
+        samples=drawn[drawn["size"] < drawn["first"]].reset_index().to_dict("records"),
         features=FEATURES,
         digest=digest,
         pictures={path.stem: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
                   for path in folder.glob("*.svg")},
-        people=len(everybody) - undiagnosed,
+        people=there.get(True, 0),
+        undiagnosed=there.get(False, 0),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """train: learn who has heart disease from the diagnosed people of the training batches, and register the best model.
 
-Reads   `heart_analysis.heart_feature` and `load_batch` in PostgreSQL: people with a diagnosis, and where they came from.
+Reads   `heart_analysis.heart_sample` and `load_batch` in PostgreSQL: people with a diagnosis, and where they came from.
 Writes  to MLflow: one run, a child run for each candidate, the chosen model as a new version of `heart-disease`;
         `out_of_fold.csv`: for each candidate and person the probability from a model that had not seen that person.
 Promise candidates are tuned inside each fold (nested, repeated, stratified cross-validation), by log-loss; folds depend on
@@ -28,13 +28,13 @@ FOLDS, INNER_FOLDS = 5, 5
 STRATEGY_REPEATS = 3
 # So many sets of features are taken away from the people of a fold, one set after the other.
 MASKS = 10
-# More people are compared on a sample of so many, in one repeat: the differences between candidates are clear by then
-# (docs/modelling.md has the learning curves). What is chosen is fitted on everybody.
-MOST_COMPARED = 5000
+# With more people, methods that take time by their square, or keep them, are left out, and cross-validation is repeated until
+# so many judgements are made: the differences between candidates are clear by then.
+MANY, JUDGEMENTS = 1000, 5000
 BASELINE = "always the prevalence"
 PEOPLE = """
-SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, batch
-FROM heart_analysis.heart_feature WHERE target IS NOT NULL ORDER BY account_id COLLATE "C"
+SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, batch, drawn_from
+FROM heart_analysis.heart_sample WHERE target IS NOT NULL ORDER BY account_id COLLATE "C"
 """
 LOADS = (
     "SELECT DISTINCT ON (batch) batch, load_id, content_hash, source FROM heart_analysis.load_batch ORDER BY batch, load_id DESC"
@@ -59,11 +59,11 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
     people, loads = read_people()
     batches = list(training_batch) or [largest_batch(people)]
     people = select_people(people, batches)
-    digest = hashlib.sha256(people.to_csv(index=False).encode()).hexdigest()
-    job.inputs = [File("heart_analysis.heart_feature", digest, len(people))]
+    digest = hashlib.sha256(people.drop(columns="drawn_from").to_csv(index=False).encode()).hexdigest()
+    job.inputs = [File("heart_analysis.heart_sample", digest, len(people))]
     fingerprint = hashlib.sha256("/".join([digest, job.image, str(seed), str(repeats), *batches]).encode()).hexdigest()
     rows = Rows(in_=len(people), out=len(people))
-    log.info("read", extra={"people": len(people), "batches": batches, "diseased": int(people["target"].sum())})
+    log.info("read", extra={"people": len(people), "drawn_from": all_people(people), "batches": batches, "diseased": int(people["target"].sum())})
 
     with mlflow_client() as client, one_blas_thread():
         found = client.search_model_versions(f"name = '{MODEL_NAME}' AND tags.fingerprint = '{fingerprint}'")
@@ -72,22 +72,21 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
             metrics = registered(client, int(newest.version), newest.run_id)
             job.nothing_to_do(f"version {newest.version} was trained on the same data", rows, metrics)
 
-        sample = compared_people(people, seed)
-        folds = make_folds(sample, repeats if len(sample) == len(people) else 1, seed)
-        X, y = sample[list(FEATURES)], sample["target"]
+        folds = make_folds(people, repeats if len(people) <= MANY else min(repeats, max(1, JUDGEMENTS // len(people))), seed)
+        X, y = people[list(FEATURES)], people["target"]
         strategies = judge_strategies(X, y, folds[:, :STRATEGY_REPEATS], seed)
         strategy = min(strategies, key=lambda name: strategies[name]["masked_log_loss"])
         log.info("missing features: %s", strategy, extra={"strategies": strategies})
-        judged = judge(candidates(strategy, seed, len(sample)), X, y, folds)
-        best = choose(sample, judged)
-        model = fit_chosen(best, candidates(strategy, seed, len(sample)), people[list(FEATURES)], people["target"])
+        judged = judge(candidates(strategy, seed, len(people)), X, y, folds)
+        best = choose(judged)
+        model = fit_chosen(best, candidates(strategy, seed, len(people)), X, y)
         log.info("chose %s", best)
 
         with job.output_folder() as folder:
             path = folder / "out_of_fold.csv"
-            count = write_out_of_fold(path, sample, judged)
+            count = write_out_of_fold(path, people, judged)
             lineage = [load for load in loads if load["batch"] in batches]
-            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "compared_on": len(sample),
+            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "drawn_from": all_people(people),
                           "chosen": best, "missing_features": strategy, "repeats": folds.shape[1], "folds": FOLDS,
                           "inner_folds": INNER_FOLDS, "newest_load": max(load["load_id"] for load in loads)}  # fmt: skip
             tags = {
@@ -119,7 +118,8 @@ def registered(client: "mlflow.MlflowClient", version: int, run_id: str) -> dict
 def read_people() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
     """Return everyone with a diagnosis, by account_id, and each batch's newest load with its delivered files.
 
-    The frame has account_id, 13 features (float64), target (int64), batch. Raises InputRefused where nobody has a diagnosis.
+    The frame has account_id, 13 features (float64), target (int64), batch, and drawn_from: how many people with a diagnosis the
+    batch has, of whom these are a sample or all. Raises InputRefused where nobody has a diagnosis.
     """
     from features import FEATURES
 
@@ -135,8 +135,13 @@ def read_people() -> tuple["pd.DataFrame", list[dict[str, Any]]]:
 
 def largest_batch(people: "pd.DataFrame") -> str:
     """Return the batch with the most people; the first by name where several have as many."""
-    counts = people["batch"].value_counts()
+    counts = people.groupby("batch")["drawn_from"].first()
     return min(counts[counts == counts.max()].index)
+
+
+def all_people(people: "pd.DataFrame") -> int:
+    """Return how many people there are in the batches that a sample was drawn from."""
+    return int(people.groupby("batch")["drawn_from"].first().sum())
 
 
 def select_people(people: "pd.DataFrame", batches: list[str]) -> "pd.DataFrame":
@@ -161,17 +166,6 @@ def hashes(people: "pd.DataFrame", *salt: object) -> list[bytes]:
     """Return what orders people as if by chance, whatever order they come in: a hash of salt and account_id."""
     before = "/".join(map(str, salt))
     return [hashlib.sha256(f"{before}/{account}".encode()).digest() for account in people["account_id"]]
-
-
-def compared_people(people: "pd.DataFrame", seed: int) -> "pd.DataFrame":
-    """Return everyone, or, where there are more than MOST_COMPARED, so many of them with the same prevalence."""
-    if len(people) <= MOST_COMPARED:
-        return people
-    order = hashes(people, seed, "sample")
-    ranked = people.assign(order=order).sort_values("order").groupby("target", sort=True)
-    share = MOST_COMPARED / len(people)
-    chosen = [group.head(max(FEWEST_OF_A_CLASS, round(len(group) * share))).index for _, group in ranked]
-    return people.loc[sorted(i for index in chosen for i in index)].reset_index(drop=True)
 
 
 def make_folds(people: "pd.DataFrame", repeats: int, seed: int) -> "np.ndarray":
@@ -216,12 +210,9 @@ def with_missing(strategy: str, classifier: Any) -> Any:
     return Pipeline([("design", DesignMatrix()), ("missing", imputer), ("classifier", classifier)])
 
 
-STRATEGIES = (
-    "the median",
-    "the nearest neighbours' mean",
-    "a submodel for each set of known features",
-    "the mean given what is known",
-)
+# These look at everyone that they were trained on whenever they are asked.
+KEEP_PEOPLE = ("the nearest neighbours' mean", "a submodel for each set of known features")
+STRATEGIES = ("the median", *KEEP_PEOPLE, "the mean given what is known")
 
 
 def judge_strategies(X: "pd.DataFrame", y: "pd.Series", folds: "np.ndarray", seed: int) -> dict[str, dict[str, float]]:
@@ -237,7 +228,7 @@ def judge_strategies(X: "pd.DataFrame", y: "pd.Series", folds: "np.ndarray", see
 
     result: dict[str, dict[str, float]] = {}
     target = y.to_numpy()
-    for strategy in STRATEGIES:
+    for strategy in (name for name in STRATEGIES if len(X) <= MANY or name not in KEEP_PEOPLE):
         random = np.random.default_rng(seed)  # the same features are taken away for each
         losses: dict[str, list[float]] = {"log_loss": [], "masked_log_loss": []}
         for repeat in range(folds.shape[1]):
@@ -260,7 +251,7 @@ def candidates(strategy: str, seed: int, people: int) -> dict[str, Any]:
     """Return the estimators to compare, simplest first: {name: estimator that tunes itself by log-loss in inner folds}.
 
     The vote, which `judge` and `fit_chosen` add, is the mean of all but the first. A support vector machine takes time by the
-    square of the people: beyond a few thousand there is none.
+    square of the people: of MANY there is none.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.dummy import DummyClassifier
@@ -285,7 +276,7 @@ def candidates(strategy: str, seed: int, people: int) -> dict[str, Any]:
         "random forest": with_missing(strategy, forest),
         "gradient boosting": MaskAugmented(boosting, copies, seed),
     }
-    if people > MOST_COMPARED:
+    if people > MANY:
         del found["support vector machine"]
     return found
 
@@ -347,7 +338,7 @@ def judged(y: "np.ndarray", probability: "np.ndarray", folds: "np.ndarray") -> d
     }
 
 
-def choose(people: "pd.DataFrame", judged: dict[str, dict[str, Any]]) -> str:
+def choose(judged: dict[str, dict[str, Any]]) -> str:
     """Return the simplest candidate that is not worse beyond chance than the one with the lowest log-loss.
 
     By the corrected resampled t-test over the folds, one-sided, at 5 %.
@@ -402,8 +393,8 @@ def register(
 
     X = people[list(FEATURES)]
     dataset = mlflow.data.from_pandas(
-        people.drop(columns="account_id").astype({"target": "float64"}),
-        source=CodeDatasetSource(tags={"mlflow.source.name": "heart_analysis.heart_feature", "loads": json.dumps(lineage)}),
+        people.drop(columns=["account_id", "drawn_from"]).astype({"target": "float64"}),
+        source=CodeDatasetSource(tags={"mlflow.source.name": "heart_analysis.heart_sample", "loads": json.dumps(lineage)}),
         targets="target",
         name=parameters["training_batches"][:200],
         digest=digest[:32],

@@ -51,10 +51,10 @@ WRITES = {
 }
 READS = {
     "heart_load": {"account_dim", "heart_disease_dim", "heart_fact", "quarantine", "load_batch"},
-    "heart_train": {"heart_feature", "load_batch"},
-    "heart_evaluate": {"heart_feature", "load_batch", "model_evaluation", "promotion", "drift"},
+    "heart_train": {"heart_sample", "load_batch"},
+    "heart_evaluate": {"heart_sample", "load_batch", "model_evaluation", "promotion", "drift"},
     "heart_predict": {"heart_feature", "heart_prediction"},
-    "heart_analyst": {*TABLES, "heart_feature"},
+    "heart_analyst": {*TABLES, "heart_feature", "heart_sample"},
 }
 
 
@@ -84,7 +84,7 @@ def inside(stack: Stack, network: str, program: str, told: Any = None) -> Any:
 def test_each_role_does_what_it_needs_and_nothing_else(stack, first):
     asked, expected = [], []
     for role, readable in READS.items():
-        for table in (*TABLES, "heart_feature"):
+        for table in (*TABLES, "heart_feature", "heart_sample"):
             asked.append((role, "heart", f"SELECT * FROM {SCHEMA}.{table} LIMIT 1"))
             expected.append("" if table in readable else FORBIDDEN_BY_PRIVILEGE)
         for table in TABLES:
