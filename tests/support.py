@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -163,6 +164,12 @@ def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, *
     request = urllib.request.Request(f"{scheme}//{host}/api/2.0/mlflow/{path}?{arguments}", data, headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
         return json.load(answer)
+
+
+def draw(folder: Path, people: int, version: int = 1) -> None:
+    """Make a delivery of many people, drawn from the real ones; in version 2 a few of them have changed."""
+    python, program = ENVIRONMENTS / "transform/bin/python", ROOT / "tests/bench/people.py"
+    subprocess.run([str(python), str(program), str(folder), f"--people={people}", f"--version={version}"], check=True)
 
 
 def base_environment() -> dict[str, str]:

@@ -9,29 +9,40 @@ Promise a person is scored again when the record or the champion changes, and no
 """
 
 import csv
+import functools
+import gc
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from features import CODES, FEATURES, QUANTITIES
-from services import MLFLOW, MODEL_NAME, POSTGRES, load_model, mlflow_client, read_frame, registered_version, warehouse
+from services import MLFLOW, MODEL_NAME, POSTGRES, load_model, mlflow_client, registered_version, warehouse
 from stage import File, InputRefused, Job, Rows, command, log
 
 if TYPE_CHECKING:
     import pandas as pd
+    from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-PEOPLE = """
+# So many people are read, scored and written at a time: memory does not depend on how many there are.
+AT_A_TIME = 20_000
+UNDIAGNOSED, OF_BATCHES = "target IS NULL", "batch = ANY (%s)"
+# People whose record, as it is now, this version has not scored. {} tells of whom.
+DUE = """
 SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, load_id
-FROM heart_analysis.heart_feature
+FROM heart_analysis.heart_feature AS person
+WHERE {} AND NOT EXISTS (
+    SELECT FROM heart_analysis.heart_prediction AS known
+    WHERE known.account_id = person.account_id AND known.load_id = person.load_id AND model_name = %s AND model_version = %s)
+ORDER BY account_id
 """
-UNDIAGNOSED = 'WHERE target IS NULL ORDER BY account_id COLLATE "C"'
-OF_BATCHES = 'WHERE batch = ANY (%s) ORDER BY account_id COLLATE "C"'
-SCORED = "SELECT account_id, load_id FROM heart_analysis.heart_prediction WHERE model_name = %s AND model_version = %s"
+# Two runs take turns: the second finds what the first has scored.
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('heart_analysis.heart_prediction'))"
 MEANING = {
     "age": "years", "sex": "0 female, 1 male", "cp": "chest pain: 1 typical angina, 2 atypical, 3 other pain, 4 none",
     "trestbps": "resting blood pressure, mm Hg", "chol": "serum cholesterol, mg/dl", "fbs": "fasting blood sugar above 120 mg/dl",
@@ -65,27 +76,42 @@ def predict(job: Job, scored_batch: tuple[str, ...], **person: str | float | Non
         return
     with mlflow_client() as client, warehouse("predict") as connection, connection.cursor() as cursor:
         champion = registered_version(client, "champion")
-        chosen = cursor.mogrify(OF_BATCHES, [list(scored_batch)]).decode() if scored_batch else UNDIAGNOSED
-        people = read_frame(cursor, PEOPLE + chosen)
-        if scored_batch and people.empty:
+        whom = cursor.mogrify(OF_BATCHES, [list(scored_batch)]).decode() if scored_batch else UNDIAGNOSED
+        cursor.execute(f"SELECT count(*) FROM heart_analysis.heart_feature WHERE {whom}")  # noqa: S608
+        (chosen,) = cursor.fetchone() or (0,)
+        if scored_batch and not chosen:
             raise InputRefused(f"batch {', '.join(scored_batch)}: nobody of that name is in the warehouse; load it first")
         if champion is None:
-            metrics = {"model_version": None, "undiagnosed": len(people), "scored": 0}
+            metrics = {"model_version": None, "undiagnosed": chosen, "scored": 0}
             job.nothing_to_do("no model was good enough to be champion, so nobody is scored", Rows(in_=0, out=0), metrics)
-        cursor.execute(SCORED, [MODEL_NAME, int(champion.version)])
-        scored = set(cursor.fetchall())
-        due = people[[key not in scored for key in zip(people["account_id"], people["load_id"], strict=True)]]
-        metrics = {"model_version": int(champion.version), "undiagnosed": len(people), "scored": len(due)}
-        if due.empty:
-            reason = (
-                "everyone has a diagnosis" if people.empty else f"all {len(people)} were scored by version {champion.version}"
-            )
+        metrics = {"model_version": int(champion.version), "undiagnosed": chosen, "scored": 0}
+        cursor.execute(ONE_AT_A_TIME)
+        model = None
+        gc.freeze()  # a quarter of the time went into looking through the libraries' objects for garbage
+        for people in due(connection, whom, champion.version):
+            model = model or load_model(champion.version)
+            write(cursor, score(model, people), champion.version, champion.run_id, job.run)
+            metrics["scored"] += len(people)
+            log.info("scored", extra=metrics)
+        if model is None:
+            reason = f"all {chosen} were scored by version {champion.version}" if chosen else "everyone has a diagnosis"
             job.nothing_to_do(reason, Rows(in_=0, out=0), metrics)
-        predictions = score(load_model(champion.version), due)
-        write(cursor, predictions, champion.version, champion.run_id, job.run)
-    log.info("scored", extra=metrics)
-    job.commit(Rows(in_=len(due), out=len(predictions)), metrics=metrics,
-               tables=[File("heart_analysis.heart_prediction", "", len(predictions))])  # fmt: skip
+    scored = metrics["scored"]
+    job.commit(Rows(in_=scored, out=scored), metrics=metrics, tables=[File("heart_analysis.heart_prediction", "", scored)])
+
+
+def due(connection: "Connection", whom: str, version: str) -> "Iterator[pd.DataFrame]":
+    """Give those to be scored, at most AT_A_TIME together: account_id, 13 features (float64), load_id (int64).
+
+    whom: a condition that tells of whom to score the records that this version has not.
+    """
+    import pandas as pd
+
+    with connection.cursor("due") as cursor:
+        cursor.execute(DUE.format(whom), [MODEL_NAME, int(version)])
+        while rows := cursor.fetchmany(AT_A_TIME):
+            columns = ["account_id", *FEATURES, "load_id"]
+            yield pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(FEATURES, "float64"))
 
 
 def score(model: Any, people: "pd.DataFrame") -> "pd.DataFrame":
@@ -94,7 +120,7 @@ def score(model: Any, people: "pd.DataFrame") -> "pd.DataFrame":
 
     import explain
 
-    X = people[list(FEATURES)].astype("float64")
+    X = people[list(FEATURES)]
     ends = explain.interval(model, X)
     return pd.DataFrame({
         "account_id": people["account_id"].to_numpy(),
@@ -102,27 +128,36 @@ def score(model: Any, people: "pd.DataFrame") -> "pd.DataFrame":
         "low": ends[:, 0],
         "high": ends[:, 1],
         "load_id": people["load_id"].to_numpy(),
-        "missing": [[name for name, absent in zip(FEATURES, row, strict=True) if absent] for row in X.isna().to_numpy()],
-        "unexpected": explain.unexpectedly_unknown(model, X),
+        "missing": explain.names_of(X.isna().to_numpy()),
+        "unexpected": explain.names_of(explain.unexpectedly_unknown(model, X)),
         "factors": explain.top_factors(model, X),
     })  # fmt: skip
 
 
 def write(cursor: "Cursor", predictions: "pd.DataFrame", version: str, run_id: str, run: str) -> None:
     """Add the predictions with COPY."""
-    buffer = io.StringIO()
-    rows = csv.writer(buffer)
-    for p in predictions.itertuples(index=False):
-        note = f"not known, but of nearly all people trained on: {', '.join(p.unexpected)}" if p.unexpected else ""
-        ends = ["" if math.isnan(end) else repr(float(end)) for end in (p.low, p.high)]
-        rows.writerow((p.account_id, repr(float(p.probability)), *ends, json.dumps(p.factors), note, MODEL_NAME, version, run_id,
-                       p.load_id, "{" + ",".join(p.missing) + "}", run))  # fmt: skip
-    buffer.seek(0)
+    file = io.StringIO()
+    rows = csv.writer(file)
+    ends = predictions[["low", "high"]].astype("object").where(predictions[["low", "high"]].notna(), None)
+    columns = [predictions["account_id"], predictions["probability"], ends["low"], ends["high"], predictions["load_id"],
+               predictions["missing"], predictions["unexpected"], predictions["factors"]]  # fmt: skip
+    for account_id, probability, low, high, load_id, missing, unexpected, factors in zip(*map(list, columns), strict=True):
+        note = f"not known, but of nearly all people trained on: {', '.join(unexpected)}" if unexpected else ""
+        effects = f"[{', '.join(starmap(as_json, factors))}]"
+        rows.writerow((account_id, probability, low, high, effects, note, MODEL_NAME, version, run_id, load_id,
+                       "{" + ",".join(missing) + "}", run))  # fmt: skip
+    file.seek(0)
     cursor.copy_expert(
         "COPY heart_analysis.heart_prediction (account_id, probability, low, high, factors, note, model_name, model_version, "
         "mlflow_run_id, load_id, missing, run) FROM STDIN (FORMAT csv)",
-        buffer,
+        file,
     )
+
+
+@functools.lru_cache(10_000)
+def as_json(feature: str, value: float, effect: float) -> str:
+    """Return a factor as JSON. The same few come again and again."""
+    return json.dumps({"feature": feature, "value": value, "effect": effect})
 
 
 def answer_for(person: dict[str, float]) -> None:
@@ -143,10 +178,9 @@ def answer_for(person: dict[str, float]) -> None:
         print(f"  {missing}; if they were, it would lie between {p.low:.2f} and {p.high:.2f} in 95 % of cases")
     elif p.missing:
         print(f"  {missing}: {', '.join(p.missing)}")
-    for factor in (f for f in p.factors if abs(f["effect"]) >= 0.005):
-        direction = "raises" if factor["effect"] > 0 else "lowers"
-        print(f"  {factor['feature']} = {factor['value']:g} {direction} the log-odds by {abs(factor['effect']):.2f}"
-              f"  ({MEANING[factor['feature']]})")  # fmt: skip
+    for feature, value, effect in (factor for factor in p.factors if abs(factor[2]) >= 0.005):
+        direction = "raises" if effect > 0 else "lowers"
+        print(f"  {feature} = {value:g} {direction} the log-odds by {abs(effect):.2f}  ({MEANING[feature]})")
     print(f"Model {MODEL_NAME}, version {champion.version}: {kind['chosen']}, trained on {kind['training_batches']}")
     print("Not for use on patients.")
 

@@ -63,7 +63,8 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
     job.inputs = [File("heart_analysis.heart_sample", digest, len(people))]
     fingerprint = hashlib.sha256("/".join([digest, job.image, str(seed), str(repeats), *batches]).encode()).hexdigest()
     rows = Rows(in_=len(people), out=len(people))
-    log.info("read", extra={"people": len(people), "drawn_from": all_people(people), "batches": batches, "diseased": int(people["target"].sum())})
+    drawn_from, diseased = all_people(people), int(people["target"].sum())
+    log.info("read", extra={"people": len(people), "drawn_from": drawn_from, "batches": batches, "diseased": diseased})
 
     with mlflow_client() as client, one_blas_thread():
         found = client.search_model_versions(f"name = '{MODEL_NAME}' AND tags.fingerprint = '{fingerprint}'")
@@ -72,7 +73,8 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
             metrics = registered(client, int(newest.version), newest.run_id)
             job.nothing_to_do(f"version {newest.version} was trained on the same data", rows, metrics)
 
-        folds = make_folds(people, repeats if len(people) <= MANY else min(repeats, max(1, JUDGEMENTS // len(people))), seed)
+        fewer = min(repeats, max(1, JUDGEMENTS // len(people)))
+        folds = make_folds(people, repeats if len(people) <= MANY else fewer, seed)
         X, y = people[list(FEATURES)], people["target"]
         strategies = judge_strategies(X, y, folds[:, :STRATEGY_REPEATS], seed)
         strategy = min(strategies, key=lambda name: strategies[name]["masked_log_loss"])
@@ -86,7 +88,7 @@ def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) ->
             path = folder / "out_of_fold.csv"
             count = write_out_of_fold(path, people, judged)
             lineage = [load for load in loads if load["batch"] in batches]
-            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "drawn_from": all_people(people),
+            parameters = {"seed": seed, "training_batches": ",".join(batches), "people": len(people), "drawn_from": drawn_from,
                           "chosen": best, "missing_features": strategy, "repeats": folds.shape[1], "folds": FOLDS,
                           "inner_folds": INNER_FOLDS, "newest_load": max(load["load_id"] for load in loads)}  # fmt: skip
             tags = {

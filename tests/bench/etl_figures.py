@@ -12,7 +12,7 @@ from figures import Figure, seconds
 
 import servers
 from runners import ContainerRunner, ProcessRunner, docker, network, postgres_container
-from support import DONE, ENVIRONMENTS, NOTHING_TO_DO, ROOT, Delivery, make_warehouse
+from support import DONE, ENVIRONMENTS, NOTHING_TO_DO, ROOT, Delivery, draw, make_warehouse
 
 ETL = ("extract", "transform", "load")
 MEASURES = "cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target"
@@ -34,8 +34,8 @@ def records(times: int, quick: bool) -> Iterator[Figure]:
         name = stack.enter_context(network())
         postgres, there = stack.enter_context(postgres_container(name, folder))
         runner = ContainerRunner(name, there)
-        draw(folder / "first/bench", people, 1)
-        draw(folder / "changed/bench", people, 2)
+        draw(folder / "first/bench", people)
+        draw(folder / "changed/bench", people, version=2)
 
         taken: dict[str, list[float]] = {stage: [] for stage in (*ETL, "again", "load of what changed")}
         for number in range(times):
@@ -93,13 +93,6 @@ def records(times: int, quick: bool) -> Iterator[Figure]:
 def timed(delivery: Delivery, stage: str, expect: int = DONE) -> float:
     """Run a stage; return the seconds that it took, its container's start and end included."""
     return seconds(lambda: delivery.stage(stage, "bench", expect=expect), 1)
-
-
-def draw(folder: Path, people: int, version: int) -> None:
-    """Make a delivery."""
-    python = ENVIRONMENTS / "transform/bin/python"
-    command = [python, ROOT / "tests/bench/people.py", folder, f"--people={people}", f"--version={version}"]
-    subprocess.run(list(map(str, command)), check=True)
 
 
 def deliver(delivery: Delivery, data: Path) -> None:

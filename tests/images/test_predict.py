@@ -2,7 +2,7 @@
 
 import re
 
-from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, make_database, make_warehouse, mlflow_on
+from support import NOTHING_TO_DO, REFUSED, USAGE, Delivery, Warehouse, draw, make_database, make_warehouse, mlflow_on
 
 
 def test_people_without_a_diagnosis_are_scored_once_and_again_when_their_record_changes(trained):
@@ -50,6 +50,21 @@ def test_a_prediction_says_what_speaks_for_it_and_how_sure_it_can_be(trained):
     current = "SELECT count(*) FROM heart_analysis.heart_prediction_current JOIN heart_analysis.heart_fact USING (account_id)"
     assert warehouse.query(f"{current} WHERE batch = 'hungary'") == [(0,)], "people with a diagnosis need no prediction"
     assert "nobody of that name" in delivery.stage("predict", None, "--scored-batch", "nowhere", expect=REFUSED).error
+
+
+def test_many_people_are_scored_each_once(trained, services, tmp_path):
+    """More than are scored at a time, into another warehouse than the champion's."""
+    runner, postgres, address = services
+    warehouse = Warehouse(make_warehouse(postgres))
+    hospital = Delivery(tmp_path, variables=warehouse.environment | {"MLFLOW_TRACKING_URI": address}, runner=runner)
+    draw(hospital.data / "many", 45_000)
+    loaded = hospital.etl("many")["load"].rows["out"]
+    assert hospital.stage("predict", None, "--scored-batch", "many").rows == {
+        "in": loaded, "out": loaded, "rejected": 0, "duplicate": 0
+    }  # fmt: skip
+    scored = "SELECT count(*), count(DISTINCT account_id) FROM heart_analysis.heart_prediction JOIN heart_analysis.heart_fact"
+    assert warehouse.query(f"{scored} USING (account_id, load_id)") == [(loaded, loaded)]
+    hospital.stage("predict", None, "--scored-batch", "many", expect=NOTHING_TO_DO)
 
 
 def test_one_person_is_answered_readably_and_written_nowhere(trained):

@@ -18,6 +18,7 @@ from support import (
     Delivery,
     Warehouse,
     ask_mlflow,
+    draw,
     make_warehouse,
 )
 
@@ -138,6 +139,29 @@ def test_refuses_what_cannot_be_trained_on_in_one_line(trained, services, tmp_pa
     few.data.symlink_to(ROOT / "tests/broken")
     few.etl("nan")
     assert "0 people with disease and 2 without; at least 20 of each" in few.stage("train", expect=REFUSED).error
+
+
+def test_of_many_people_some_are_drawn_whoever_else_comes(postgres, mlflow, tmp_path):
+    warehouse = Warehouse(make_warehouse(postgres))
+    hospital = Delivery(tmp_path, variables=warehouse.environment | {"MLFLOW_TRACKING_URI": mlflow})
+    draw(hospital.data / "many", 12_000)
+    loaded = hospital.etl("many")["load"].rows["out"]
+    drawn = "SELECT account_id FROM heart_analysis.heart_sample WHERE target IS NOT NULL"
+    before = set(warehouse.query(drawn))
+    trained = hospital.stage("train")
+    assert 4_800 < len(before) == trained.rows["in"] < 5_200
+    assert trained.log[1]["drawn_from"] == loaded
+    assert set((trained.result or {})["metrics"]["candidates"]) == {
+        "always the prevalence", "logistic regression", "random forest", "gradient boosting", "vote"
+    }  # fmt: skip
+    # Copies of 920 people are what it takes for a leak.
+    assert "nobody reaches honestly" in hospital.stage("evaluate", expect=REFUSED).error
+
+    draw(hospital.data / "many", 14_000)
+    hospital.run = "run-2"
+    hospital.etl("many")
+    after = set(warehouse.query(drawn))
+    assert 4_800 < len(after) < 5_200 and len(before & after) > 4_000, "who was drawn is drawn again"
 
 
 def test_kaggles_file_gives_a_model_of_the_same_direction(postgres, mlflow, tmp_path):
