@@ -1,7 +1,7 @@
 # Every command a person needs. `make help` lists them.
 
 PYTHON ?= python3
-LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*.in images/*/requirements.in images/bases/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in))
+LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*.in images/*/requirements.in images/bases/*/requirements.in embedded/*.in data/requirements.in tests/requirements.in tests/bench/requirements.in))
 
 # Caches and compiled modules stay out of the source folders.
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
@@ -44,8 +44,8 @@ audit: ## known vulnerabilities of all locked packages; the licences of those in
 	@$(PYTHON) embedded/environments.py test
 	@.run/env/tests/bin/python images/audit.py
 
-bench: ## measure size, start and speed; write docs/performance.md  [QUICK=1]
-	@$(PYTHON) embedded/environments.py test
+bench: ## measure size, start and speed; write docs/performance.md  [QUICK=1] [SCALE=10m]
+	@$(PYTHON) embedded/environments.py bench
 	@.run/env/tests/bin/python tests/bench/bench.py
 
 docker-engine: ## install and start Docker Engine on Debian or Ubuntu, where none answers (as root)

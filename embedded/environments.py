@@ -31,8 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
-        choices=("run", "test", "bundle", "uv", "clean"),
-        help="run: what `make run` needs; test: that and the tests' own; bundle: what looks into images; uv: only the "
+        choices=("run", "test", "bench", "bundle", "uv", "clean"),
+        help="run: what `make run` needs; test: that and the tests' own; bench: that and what the "
+        "benchmark compares with; bundle: what looks into images; uv: only the "
         "installer, which makes locks too; clean: remove .run/ with all state",
     )
     what = parser.parse_args().what
@@ -46,9 +47,11 @@ def main() -> None:
         return
     locks = {name: ROOT / "images" / name / "requirements.txt" for name in (*STAGES, "mlflow")}
     locks["embedded"] = ROOT / "embedded" / "requirements.txt"
-    if what == "test":
+    if what in ("test", "bench"):
         locks["tests"] = ROOT / "tests" / "requirements.txt"
-    if what in ("test", "bundle"):
+    if what == "bench":
+        locks["bench"] = ROOT / "tests" / "bench" / "requirements.txt"
+    if what in ("test", "bench", "bundle"):
         locks["bundle"] = ROOT / "images" / "bundle.txt"
     if what == "bundle":
         locks = {"bundle": locks["bundle"]}

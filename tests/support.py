@@ -166,10 +166,11 @@ def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, *
         return json.load(answer)
 
 
-def draw(folder: Path, people: int, version: int = 1) -> None:
-    """Make a delivery of many people, drawn from the real ones; in version 2 a few of them have changed."""
+def draw(folder: Path, people: int, **options: int) -> None:
+    """Make a delivery of many people, drawn from the real ones, with the options of people.py."""
     python, program = ENVIRONMENTS / "transform/bin/python", ROOT / "tests/bench/people.py"
-    subprocess.run([str(python), str(program), str(folder), f"--people={people}", f"--version={version}"], check=True)
+    given = [f"--{name}={value}" for name, value in {"people": people, **options}.items()]
+    subprocess.run([str(python), str(program), str(folder), *given], check=True)
 
 
 def base_environment() -> dict[str, str]:

@@ -4,7 +4,7 @@ A person is one of the 920 real ones with age, blood pressure, cholesterol, hear
 Of a thousand people one has an impossible blood pressure and one is delivered twice; in a later version one in a thousand has
 another cholesterol than before.
 
-    .run/env/transform/bin/python tests/bench/people.py FOLDER --people 1000000 [--version 2]
+    .run/env/transform/bin/python tests/bench/people.py FOLDER --people 1000000 [--version 2] [--first 1000000]
 """
 
 import argparse
@@ -36,7 +36,8 @@ SELECT i, format('SYN-{:08d}', i) AS account_id, moved(age, i, 'age', 4, 18, 99)
     CASE WHEN oldpeak IN ('?', '0') THEN oldpeak
          ELSE round(greatest(-2, oldpeak::DOUBLE + dice(i, 'oldpeak', 5) / 10 - 0.2), 1)::VARCHAR END AS oldpeak,
     slope, ca, thal, target
-FROM (SELECT range AS i, dice(range, 'person', 920)::BIGINT AS n FROM range(getvariable('people')))
+FROM (SELECT range AS i, dice(range, 'person', 920)::BIGINT AS n
+      FROM range(getvariable('first'), getvariable('first') + getvariable('people')))
 JOIN person USING (n);
 """
 FILES = {
@@ -46,12 +47,12 @@ FILES = {
 }
 
 
-def deliver(folder: Path, people: int, version: int = 1) -> None:
-    """Write account_raw.csv and heart_raw.csv of so many people into a folder."""
+def deliver(folder: Path, people: int, version: int, first: int) -> None:
+    """Write account_raw.csv and heart_raw.csv of so many people into a folder; the first one has this number."""
     folder.mkdir(parents=True, exist_ok=True)
     accounts, hearts = ([str(path) for path in sorted(DATA.glob(f"*/{name}_raw.csv"))] for name in ("account", "heart"))
     with duckdb.connect() as db:
-        for name, value in {"people": people, "version": version, "accounts": accounts, "hearts": hearts}.items():
+        for name, value in {"people": people, "first": first, "version": version, "accounts": accounts, "hearts": hearts}.items():
             db.execute(f"SET VARIABLE {name} = ?", [value])
         db.execute(PEOPLE)
         for name, query in FILES.items():
@@ -63,4 +64,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--people", type=int, required=True)
     parser.add_argument("--version", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first one: other numbers, other people")
     deliver(**vars(parser.parse_args()))
