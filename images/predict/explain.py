@@ -49,10 +49,11 @@ def top_factors(model: Any, X: pd.DataFrame) -> list[list[tuple[str, float, floa
     """Return for each person the features that move the log-odds most, largest first: (feature, value, effect)."""
     found = contributions(model, X).round(3)
     order = np.argsort(-np.abs(np.nan_to_num(found)), axis=1)[:, :TOP]
-    names = np.array(FEATURES)[order].tolist()
-    values, effects = (np.take_along_axis(table, order, axis=1).tolist() for table in (X.to_numpy(), found))
-    known = (~np.isnan(found)).sum(axis=1).tolist()
-    return [list(zip(*of_person, strict=True))[:n] for n, *of_person in zip(known, names, values, effects, strict=True)]
+    names = np.array(FEATURES, dtype="object")[order]  # of objects: the few names are not copied again and again
+    values, effects = (np.take_along_axis(table, order, axis=1) for table in (X.to_numpy(), found))
+    factors = list(zip(names.ravel().tolist(), values.ravel().tolist(), effects.ravel().tolist(), strict=True))
+    known = (~np.isnan(found)).sum(axis=1).clip(max=TOP).tolist()
+    return [factors[TOP * person : TOP * person + n] for person, n in enumerate(known)]
 
 
 def interval(model: Any, X: pd.DataFrame) -> np.ndarray:
