@@ -1,9 +1,10 @@
 """Measure size, start and speed, each beside what it is compared with in the same run, and print a table.
 
 Machines are shared and noisy: what counts is the ratio of two figures of one run, each the median of several repetitions.
-Writes `.run/bench.json` and the table in `docs/performance.md`.
+Writes `.run/bench.json`, and the table and the chart in `docs/performance.md`.
 
-    make bench              everything
+    make bench              everything, with a million records, compared with a tenth of them
+    make bench SCALE=10m    also with ten million: some 40 minutes, and 30 GB of disk
     make bench QUICK=1      one repetition of a few, to see that it works; writes nothing to docs/
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,12 +24,29 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "
 
 import etl_figures  # noqa: E402
 import image_figures  # noqa: E402
+import model_figures  # noqa: E402
+import peer_figures  # noqa: E402
 import stack_figures  # noqa: E402
-from figures import Figure  # noqa: E402
+from figures import Figure, Scale  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from runners import docker  # noqa: E402
+from support import ENVIRONMENTS  # noqa: E402
+
 DOCUMENT = ROOT / "docs" / "performance.md"
+PARTS = (
+    image_figures.sizes,
+    image_figures.starts,
+    etl_figures.records,
+    etl_figures.batches,
+    model_figures.models,
+    stack_figures.parsing,
+    stack_figures.overhead,
+    peer_figures.peers,
+)
+# Packages whose versions are told, as their locks have them.
+TOLD = ("apache-airflow", "mlflow", "duckdb", "psycopg2-binary", "pandas", "scikit-learn", "kfp", "dagster")
 BEGIN, END = "<!-- table: make bench writes what stands between these lines -->", "<!-- end of table -->"
 
 
@@ -35,14 +54,16 @@ def main() -> None:
     """Measure, show, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="one repetition of a few")
-    quick = parser.parse_args().quick
+    parser.add_argument("--scale", choices=("1m", "10m"), default=os.environ.get("SCALE", "1m"), help="how many records at most")
+    given = parser.parse_args()
+    scale = Scale(quick=given.quick, long=given.scale == "10m")
     started = time.monotonic()
-    figures = list(measure(quick))
+    figures = list(measure(scale))
     machine: dict[str, object] = {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "docker": version(),
+        "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - started),
     }
@@ -50,24 +71,30 @@ def main() -> None:
     document = {"machine": machine, "figures": [figure.as_dict() for figure in figures]}
     (ROOT / ".run" / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
     Console(width=130).print(table(figures))
-    if not quick:
+    if not scale.quick:
         before, rest = DOCUMENT.read_text().split(BEGIN)
         DOCUMENT.write_text(f"{before}{BEGIN}\n\n{markdown(figures, machine)}\n{END}{rest.split(END)[1]}")
-        print(f"{DOCUMENT.relative_to(ROOT)} holds the table now")
+        subprocess.run([ENVIRONMENTS / "evaluate/bin/python", ROOT / "tests/bench/chart.py"], check=True)
+        print(f"{DOCUMENT.relative_to(ROOT)} holds the table now, and docs/performance.png the chart")
     missed = [figure for figure in figures if figure.met is False]
     print(f"{len(figures)} figures in {machine['seconds']} s, {len(missed)} beyond their target; .run/bench.json has them all")
 
 
-def measure(quick: bool) -> Iterator[Figure]:
+def measure(scale: Scale) -> Iterator[Figure]:
     """Give the figures one after the other, saying what is at work."""
-    for part in (image_figures.sizes, image_figures.starts, etl_figures.records, stack_figures.parsing, stack_figures.overhead):
+    for part in PARTS:
         print(f"measuring {(part.__doc__ or '').splitlines()[0].rstrip('.').lower()}", flush=True)
-        yield from part(1 if quick else 5, quick)
+        yield from part(scale)
 
 
-def version() -> str:
-    """Return the Docker engine's version."""
-    return subprocess.check_output(["docker", "version", "--format={{.Server.Version}}"], text=True).strip()
+def versions() -> dict[str, str]:
+    """Return the versions of what was measured and compared with, as locked."""
+    locks = "".join(path.read_text() for path in [*ROOT.glob("images/*/requirements.txt"), ROOT / "tests/bench/requirements.txt"])
+    named = dict(re.findall(r"^([\w-]+)==([\w.]+)", locks, flags=re.MULTILINE))
+    postgres = docker("run", "--rm", "--entrypoint=psql", "heart-base/postgres:dev", "--version").split()[2]
+    return {"docker": docker("version", "--format={{.Server.Version}}"), "postgresql": postgres} | {
+        name: named[name] for name in TOLD
+    }
 
 
 def table(figures: list[Figure]) -> Table:
@@ -81,8 +108,9 @@ def table(figures: list[Figure]) -> Table:
 
 def markdown(figures: list[Figure], machine: dict[str, object]) -> str:
     """Return the figures as a table for a page."""
-    lines = [f"{machine['cpus']} cores, {machine['memory_gb']} GB, {machine['system']}, Docker {machine['docker']}, "
-             f"{machine['date']}; the whole took {machine['seconds']} s.\n",
+    told = ", ".join(f"{name} {number}" for name, number in versions().items())
+    lines = [f"{machine['cpus']} cores, {machine['memory_gb']} GB, {machine['system']}; {told}. Measured on {machine['date']} "
+             f"in {machine['seconds']} s.\n",
              "| what | measured | compared with | ratio or difference | target | met |", "|---|---|---|---|---|---|"]  # fmt: skip
     return "\n".join([*lines, *(f"| {' | '.join(figure.cells())} |" for figure in figures)]) + "\n"
 

@@ -4,17 +4,17 @@ import contextlib
 import os
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from figures import Figure, seconds
+from figures import Figure, Scale, seconds
+from lab import ETL, Lab, deliver, laboratory, most_memory, timed
 
 import servers
-from runners import ContainerRunner, ProcessRunner, docker, network, postgres_container
-from support import DONE, ENVIRONMENTS, NOTHING_TO_DO, ROOT, Delivery, draw, make_warehouse
+from runners import docker
+from support import ENVIRONMENTS, NOTHING_TO_DO, ROOT
 
-ETL = ("extract", "transform", "load")
 MEASURES = "cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target"
 STAR = {
     "account_dim": "account_id, age, sex, load_id",
@@ -22,98 +22,162 @@ STAR = {
     "heart_fact": f"account_id, age, sex, {MEASURES}, batch, load_id",
 }
 RAW = {"account_raw": "account_id, age, sex", "heart_raw": f"account_id, {MEASURES}"}
+# As many stages as stack/airflow_init.py lets work at the same time.
+AT_A_TIME = 2
+# Megabytes that a stage may take, and what its memory and its time per record may grow by with ten times as many records.
+MOST_MEMORY = 512
+MEMORY_GROWTH, TIME_GROWTH = 1.1, 1.15
 
 
-def records(times: int, quick: bool) -> Iterator[Figure]:
+def records(scale: Scale) -> Iterator[Figure]:
     """Seconds and megabytes that many records take."""
-    people = 2_000 if quick else 1_000_000
-    times = min(times, 3)
-    what = f"{people:,} records".replace(",", " ")
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        name = stack.enter_context(network())
-        postgres, there = stack.enter_context(postgres_container(name, folder))
-        runner = ContainerRunner(name, there)
-        draw(folder / "first/bench", people)
-        draw(folder / "changed/bench", people, version=2)
+    with laboratory() as lab:
+        taken = {people: {**etl(lab, people, scale), **memory(lab, people)} for people in scale.sizes}
+        yield from beside_others(lab, scale, taken[scale.people])
+        yield from growth(taken)
 
-        taken: dict[str, list[float]] = {stage: [] for stage in (*ETL, "again", "load of what changed")}
-        for number in range(times):
-            delivery = Delivery(folder / f"run-{number}", run="first", variables=make_warehouse(postgres), runner=runner)
-            deliver(delivery, folder / "first")
-            for stage in ETL:
-                taken[stage].append(timed(delivery, stage))
-            delivery.run = "again"
-            taken["again"].append(sum(timed(delivery, stage, NOTHING_TO_DO) for stage in ETL))
-            delivery.run = "changed"
-            deliver(delivery, folder / "changed")
-            taken["load of what changed"].append([timed(delivery, stage) for stage in ETL][-1])
-        median = {stage: statistics.median(values) for stage, values in taken.items()}
-        etl = sum(median[stage] for stage in ETL)
 
-        ready = folder / "ready"
-        write_ready(ready, delivery.variables, folder / "first/bench")
-        star = statistics.median(
-            copy(
-                name,
-                make_warehouse(postgres),
-                ready,
-                {f"heart_analysis.{table}": (table, columns) for table, columns in STAR.items()},
-            )
-            for _ in range(times)
-        )
-        raw = statistics.median(
-            copy(
-                name,
-                with_raw_tables(make_warehouse(postgres)),
-                ready,
-                {table: (table, columns) for table, columns in RAW.items()},
-            )
-            for _ in range(times)
-        )
-        pandas = seconds(lambda: the_pandas_way(folder / "first/bench", make_warehouse(postgres)), 1)
-
+def etl(lab: Lab, people: int, scale: Scale) -> dict[str, float]:
+    """Return the median seconds of each stage on a new batch, and of psql's copy of the same rows, `psql`."""
+    data = lab.data(people, "bench")
+    taken: dict[str, list[float]] = {name: [] for name in (*ETL, "psql")}
+    for _ in range(scale.times):
+        delivery = lab.delivery(data)
         for stage in ETL:
-            yield Figure(f"{what}: {stage}", median[stage], "s")
+            taken[stage].append(timed(delivery, stage))
+        ready = write_ready(lab, delivery.variables, data / "bench")
+        taken["psql"].append(copy(lab, lab.warehouse(), ready,
+                                  {f"heart_analysis.{table}": (table, columns) for table, columns in STAR.items()}))  # fmt: skip
+        lab.clear()
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def memory(lab: Lab, people: int) -> dict[str, float]:
+    """Return the most megabytes that each stage had on a new batch, as `extract, memory`."""
+    delivery = lab.delivery(lab.data(people, "bench"), as_process=True)
+    most = {f"{stage}, memory": most_memory(delivery, stage) for stage in ETL}
+    lab.clear()
+    return most
+
+
+def beside_others(lab: Lab, scale: Scale, few: dict[str, float]) -> Iterator[Figure]:
+    """Compare the stages with other ways to load the same records, and with loading them again."""
+    what, data = name_of(scale.people), lab.data(scale.people, "bench")
+    whole = sum(few[stage] for stage in ETL)
+    ready = ready_folder(lab, data / "bench")
+    raw_tables = {table: (table, columns) for table, columns in RAW.items()}
+    raw = statistics.median(copy(lab, with_raw_tables(lab.warehouse()), ready, raw_tables) for _ in range(scale.times))
+    pandas = seconds(lambda: the_pandas_way(data / "bench", lab.warehouse()), scale.times if scale.long else 1)
+    again, changed = zip(*(once_more(lab, scale.people) for _ in range(scale.times)), strict=True)
+
+    for stage in ETL:
+        yield Figure(f"{what}: {stage}", few[stage], "s")
+    yield against_psql(what, few)
+    yield Figure(f"{what}: all three", whole, "s", "COPY of the raw files", ratio=whole / raw, target=4)
+    yield Figure(f"{what}: all three", whole, "s", "read_csv, merge, to_sql", ratio=whole / pandas, target=round(1 / 15, 3))
+    yield Figure(f"{what}: all three, delivered again", statistics.median(again), "s", "the first time",
+                 ratio=statistics.median(again) / whole, target=0.05)  # fmt: skip
+    yield Figure(f"{what}: load, one in a thousand changed", statistics.median(changed), "s", "the first time",
+                 ratio=statistics.median(changed) / few["load"], target=0.5)  # fmt: skip
+
+
+def against_psql(what: str, taken: dict[str, float]) -> Figure:
+    """Compare load with psql's copy of the ready rows."""
+    return Figure(f"{what}: load", taken["load"], "s", r"psql \copy of the ready rows", ratio=taken["load"] / taken["psql"],
+                  target=1.3)  # fmt: skip
+
+
+def growth(measured: dict[int, dict[str, float]]) -> Iterator[Figure]:
+    """Compare ten times as many records with ten times the time, and with the same memory; measured: people → figures."""
+    (less, few), (what, many) = ((name_of(people), figures) for people, figures in measured.items())
+    if what != name_of(Scale().people):
+        yield against_psql(what, many)
+    for stage in ETL:
         yield Figure(
-            f"{what}: load", median["load"], "s", r"psql \copy of the ready rows", ratio=median["load"] / star, target=1.3
+            f"{what}: {stage}", many[stage], "s", f"10 × {less}", ratio=many[stage] / few[stage] / 10, target=TIME_GROWTH
         )
-        yield Figure(f"{what}: all three", etl, "s", "COPY of the raw files", ratio=etl / raw, target=4)
-        yield Figure(f"{what}: all three", etl, "s", "read_csv, merge, to_sql", ratio=etl / pandas, target=round(1 / 15, 3))
-        yield Figure(f"{what}: all three, delivered again", median["again"], "s", "the first time",
-                     ratio=median["again"] / etl, target=0.05)  # fmt: skip
-        yield Figure(f"{what}: load, one in a thousand changed", median["load of what changed"], "s", "the first time",
-                     ratio=median["load of what changed"] / median["load"], target=0.5)  # fmt: skip
-        bare = Delivery(folder / "bare", variables=make_warehouse(postgres), runner=ProcessRunner())
-        deliver(bare, folder / "first")
-        for stage in ETL:
-            yield Figure(f"{what}: {stage}, most memory", most_memory(bare, stage), "MB", "the container's limit", target=512)
+    whole, before = (sum(taken[stage] for stage in ETL) for taken in (many, few))
+    yield Figure(f"{what}: all three", whole, "s", f"10 × {less}", ratio=whole / before / 10, target=TIME_GROWTH)
+    for stage in ETL:
+        most, least = many[f"{stage}, memory"], few[f"{stage}, memory"]
+        yield Figure(f"{what}: {stage}, most memory", most, "MB", less, ratio=most / least, target=MEMORY_GROWTH)
+        yield Figure(f"{what}: {stage}, most memory in all", most, "MB", target=MOST_MEMORY)
 
 
-def timed(delivery: Delivery, stage: str, expect: int = DONE) -> float:
-    """Run a stage; return the seconds that it took, its container's start and end included."""
-    return seconds(lambda: delivery.stage(stage, "bench", expect=expect), 1)
+def once_more(lab: Lab, people: int) -> tuple[float, float]:
+    """Deliver what is there again, then with one in a thousand changed; return all stages' seconds, and load's seconds."""
+    delivery = lab.delivery(lab.data(people, "bench"))
+    for stage in ETL:
+        delivery.stage(stage, "bench")
+    delivery.run = "again"
+    again = sum(timed(delivery, stage, expect=NOTHING_TO_DO) for stage in ETL)
+    delivery.run = "changed"
+    deliver(delivery, lab.data(people, "bench", version=2))
+    changed = [timed(delivery, stage) for stage in ETL][-1]
+    lab.clear()
+    return again, changed
 
 
-def deliver(delivery: Delivery, data: Path) -> None:
-    """Let a delivery's stages read a folder of batches."""
-    delivery.folder.mkdir(exist_ok=True)
-    delivery.data.unlink(missing_ok=True)
-    delivery.data.symlink_to(data)
+def batches(scale: Scale) -> Iterator[Figure]:
+    """Seconds that four equal batches take, as many at a time as the pool lets in, beside one."""
+    people, names = scale.people // 4, ("a", "b", "c", "d")
+
+    def all_of(*chosen: str) -> tuple[float, float]:
+        delivery = lab.delivery(data)
+
+        def chain(batch: str) -> None:
+            for stage in ETL:
+                delivery.stage(stage, batch)
+
+        def work() -> None:
+            with ThreadPoolExecutor(AT_A_TIME) as pool:
+                list(pool.map(chain, chosen))
+
+        before = busy_seconds()
+        taken = seconds(work, 1)
+        return taken, busy_seconds() - before
+
+    with laboratory() as lab:
+        data = lab.data(people, *names)
+        runs = {chosen: [all_of(*chosen) for _ in range(scale.times)] for chosen in (names[:1], names)}
+    (one, busy), (four, _) = ([statistics.median(values) for values in zip(*taken, strict=True)] for taken in runs.values())
+    yield Figure(f"four batches of {name_of(people)}", four, "s", "one of them", ratio=four / one, target=2.2)
+    # Less than this no order of work can reach: four times one batch's work, on all processors at once.
+    least = 4 * busy / (os.cpu_count() or 1)
+    yield Figure("four batches: the processors' time alone", least, "s", "one of them", ratio=least / one)
 
 
-def write_ready(folder: Path, warehouse: dict[str, str], delivered: Path) -> None:
-    """Write the rows of the star as they are loaded, and the delivered files, for psql to copy."""
-    folder.mkdir()
-    with contextlib.closing(servers.connect(warehouse)) as connection, connection.cursor() as cursor:
-        for table, columns in STAR.items():
-            with (folder / f"{table}.csv").open("wb") as file:
-                query = f"SELECT {columns} FROM heart_analysis.{table} ORDER BY account_id"
-                cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER, DELIMITER ';')", file)
-    for table in RAW:
-        (folder / f"{table}.csv").write_bytes((delivered / f"{table}.csv").read_bytes())
-    for path in (folder.parent, folder, *folder.iterdir()):
-        path.chmod(0o755)
+def busy_seconds() -> float:
+    """Return for how many seconds this machine's processors have worked since it started, one beside the other counted twice."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def name_of(people: int) -> str:
+    """Return a number of records as figures name it."""
+    return f"{people:,} records".replace(",", " ")
+
+
+def ready_folder(lab: Lab, delivered: Path) -> Path:
+    """Return where the rows of a delivery lie for psql to copy."""
+    return lab.folder / f"ready-{delivered.parent.name}"
+
+
+def write_ready(lab: Lab, warehouse: dict[str, str], delivered: Path) -> Path:
+    """Write the rows of the star as they are loaded, and the delivered files, for psql to copy; once for each delivery."""
+    folder = ready_folder(lab, delivered)
+    if not folder.exists():
+        folder.mkdir()
+        with contextlib.closing(servers.connect(warehouse)) as connection, connection.cursor() as cursor:
+            for table, columns in STAR.items():
+                with (folder / f"{table}.csv").open("wb") as file:
+                    query = f"SELECT {columns} FROM heart_analysis.{table} ORDER BY account_id"
+                    cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER, DELIMITER ';')", file)
+        for table in RAW:
+            (folder / f"{table}.csv").write_bytes((delivered / f"{table}.csv").read_bytes())
+        for path in (folder, *folder.iterdir()):
+            path.chmod(0o755)
+    return folder
 
 
 def with_raw_tables(warehouse: dict[str, str]) -> dict[str, str]:
@@ -124,14 +188,14 @@ def with_raw_tables(warehouse: dict[str, str]) -> dict[str, str]:
     return warehouse
 
 
-def copy(on: str, warehouse: dict[str, str], ready: Path, tables: dict[str, tuple[str, str]]) -> float:
+def copy(lab: Lab, warehouse: dict[str, str], ready: Path, tables: dict[str, tuple[str, str]]) -> float:
     """Let psql copy files into tables, in a container as the stages run in; return the seconds that it took."""
     given = {"PGHOST": "postgres", "PGUSER": warehouse["PGUSER"], "PGDATABASE": warehouse["PGDATABASE"], "PGPASSFILE": "/pgpass"}
     copies = [
         rf"\copy {table} ({columns}) FROM '/ready/{name}.csv' (FORMAT csv, HEADER, DELIMITER ';')"
         for table, (name, columns) in tables.items()
     ]
-    options = ["run", "--rm", f"--network={on}", "--user=10001", f"--volume={ready}:/ready:ro",
+    options = ["run", "--rm", f"--network={lab.network}", "--user=10001", f"--volume={ready}:/ready:ro",
                f"--volume={warehouse['PGPASSFILE']}:/pgpass:ro", *(f"--env={key}={value}" for key, value in given.items()),
                "--entrypoint=psql", "heart-base/postgres:dev", "--set=ON_ERROR_STOP=1", "--quiet"]  # fmt: skip
     return seconds(lambda: docker(*options, *(f"--command={command}" for command in copies)), 1)
@@ -141,11 +205,3 @@ def the_pandas_way(delivered: Path, warehouse: dict[str, str]) -> None:
     """Load a delivery as most people would."""
     command = [ENVIRONMENTS / "mlflow/bin/python", ROOT / "tests/bench/pandas_way.py", delivered]
     subprocess.run(list(map(str, command)), env=os.environ | warehouse, check=True)
-
-
-def most_memory(delivery: Delivery, stage: str) -> float:
-    """Run a stage as a process; return the most memory that it had, in megabytes."""
-    running = delivery.start(stage, "bench")
-    _, status, usage = os.wait4(running.process.pid, 0)
-    assert status == 0, running.process.stderr and running.process.stderr.read()
-    return usage.ru_maxrss * 1024 / 1e6

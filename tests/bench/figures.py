@@ -7,6 +7,37 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How much is measured: repetitions of what takes long (`times`) and of what is short, people, and in which form.
+
+    people: so many records are compared with other ways to load them; sizes: what takes ten times as many records is compared.
+    """
+
+    quick: bool = False
+    long: bool = False
+
+    @property
+    def times(self) -> int:
+        """Return how often what takes long is repeated."""
+        return 1 if self.quick else 3
+
+    @property
+    def times_of_short(self) -> int:
+        """Return how often what takes a second is repeated."""
+        return 1 if self.quick else 5
+
+    @property
+    def people(self) -> int:
+        """Return of how many people a delivery is."""
+        return 2_000 if self.quick else 1_000_000
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Return two numbers of people, of whom one is `people`."""
+        return (self.people, self.people * 10) if self.long else (self.people // 10, self.people)
+
+
+@dataclass(frozen=True)
 class Figure:
     """A measurement: its value, what it is compared with, and the most that ratio or difference may be.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from figures import Figure, seconds
+from figures import Figure, Scale, seconds
 
 from containers import container_of, docker_arguments
 from runners import ContainerRunner, docker, inspect, mlflow_container, network, postgres_container
@@ -19,7 +19,7 @@ MOST_OF_HELP = 0.35
 SHARED = ("train", "evaluate", "predict")
 
 
-def sizes(_times: int, _quick: bool) -> Iterator[Figure]:
+def sizes(_: Scale) -> Iterator[Figure]:
     """Bytes of the images on top of their base."""
     size = {name: inspect(image)["Size"] / 1e6 for name in (*STAGES, "base", "ml") for image in (f"heart/{name}:dev",)}
     for name in STAGES:
@@ -30,13 +30,14 @@ def sizes(_times: int, _quick: bool) -> Iterator[Figure]:
     yield Figure("size: all six, shared layers once", together, "MB", "on top of the Python image", target=MOST_OF_ALL)
 
 
-def starts(times: int, quick: bool) -> Iterator[Figure]:
+def starts(scale: Scale) -> Iterator[Figure]:
     """Seconds from docker run to the end of --help and of a batch of 303 records."""
+    times = scale.times_of_short
     nothing = replace(container_of(STAGES["extract"]), networks=(), volumes={}, environment={})
     hardened = docker_arguments(nothing)
     empty = seconds(lambda: docker("run", "--rm", *hardened, "--entrypoint=python", "heart/base:dev", "-c", "pass"), times)
     yield Figure("start: python -c pass", empty, "s", "heart/base")
-    stages = ["extract"] if quick else list(STAGES)
+    stages = ["extract"] if scale.quick else list(STAGES)
     for name in stages:
         taken = seconds(lambda name=name: docker("run", "--rm", *hardened, f"heart/{name}:dev", "--help"), times)
         yield Figure(f"start: {name} --help", taken, "s", "python -c pass", difference=taken - empty, target=MOST_OF_HELP)

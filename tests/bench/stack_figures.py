@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from figures import Figure
+from figures import Figure, Scale
 
 import servers
 from dagbag import read_dags
@@ -29,23 +29,23 @@ MOST_OF_FILE = 0.3
 MOST_MEMORY = 6000
 
 
-def parsing(times: int, _quick: bool) -> Iterator[Figure]:
+def parsing(scale: Scale) -> Iterator[Figure]:
     """Seconds that Airflow takes to read a DAG file, after its own imports."""
-    readings = [read_dags()["seconds"] for _ in range(times)]
+    readings = [read_dags()["seconds"] for _ in range(scale.times_of_short)]
     for file in sorted(readings[0]):
         taken = statistics.median(reading[file] for reading in readings)
         yield Figure(f"reading {file.strip('/')}", taken, "s", target=MOST_OF_FILE)
 
 
-def overhead(times: int, quick: bool) -> Iterator[Figure]:
+def overhead(scale: Scale) -> Iterator[Figure]:
     """Seconds that Airflow and Docker add to a stage, warm."""
-    if quick:
+    if scale.quick:
         return
-    starts = process_starts(times)
+    starts = process_starts(scale.times_of_short)
     with running_stack("heart-bench") as stack:
         stack.make("pipeline", "BATCH=cleveland")
         yield Figure("memory: the whole system, idle", memory(stack), "MB", "its limits", target=MOST_MEMORY)
-        runs = [full_run(stack) for _ in range(max(3, times // 2))]
+        runs = [full_run(stack) for _ in range(scale.times)]
         yield Figure(
             "memory: the whole system, most in a run of four batches", most_memory(stack), "MB", "its limits", target=MOST_MEMORY
         )

@@ -1,0 +1,71 @@
+"""Draw the chart of docs/performance.md from .run/bench.json: what a million records take, and how near each target is.
+
+.run/env/evaluate/bin/python tests/bench/chart.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GOOD, BAD, STAGES = "#2a7f62", "#c2452d", {"extract": "#9ecae1", "transform": "#4292c6", "load": "#08519c"}
+MILLION = "1 000 000 records: "
+
+
+def main() -> None:
+    """Draw it."""
+    mpl.use("Agg")
+    figures = json.loads((ROOT / ".run/bench.json").read_text())["figures"]
+    judged = [figure for figure in figures if figure["target"] is not None]
+    height = 2.2 + 0.2 * len(judged)
+    page, (above, below) = plt.subplots(2, 1, figsize=(9, height), height_ratios=[1.6, height - 1.6], layout="constrained")
+    draw_million(above, figures)
+    draw_targets(below, judged)
+    page.savefig(ROOT / "docs/performance.png", dpi=110)
+
+
+def draw_million(axes: plt.Axes, figures: list[dict[str, Any]]) -> None:
+    """Show the stages' seconds one after the other, and beneath those of the other ways, which their ratios tell."""
+    found = [figure for figure in figures if figure["name"].startswith(MILLION)]
+    seconds = {figure["name"].removeprefix(MILLION): figure["value"] for figure in found if figure["unit"] == "s"}
+    left = 0.0
+    for stage, colour in STAGES.items():
+        axes.barh("extract, transform, load", seconds[stage], left=left, color=colour, label=stage)
+        left += seconds[stage]
+    for name in ("load", "all three"):
+        for figure in found:
+            if figure["name"] == MILLION + name and figure["ratio"] and "time" not in figure["compared_with"]:
+                axes.barh(figure["compared_with"], figure["value"] / figure["ratio"], color="#bbbbbb")
+    axes.bar_label(axes.containers[2], labels=[f"{left:.1f}"], padding=3)
+    for bars in axes.containers[3:]:
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set(title="A million records: seconds", xscale="linear")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_targets(axes: plt.Axes, judged: list[dict[str, Any]]) -> None:
+    """Show for each figure how much of its target it takes; what is beyond 1 misses it."""
+    names = [f"{figure['name']} (beside {figure['compared_with'] or 'itself'})" for figure in judged]
+    shares = [told(figure) / figure["target"] for figure in judged]
+    bars = axes.barh(names, [max(share, 0.01) for share in shares], color=[GOOD if f["met"] else BAD for f in judged])
+    axes.bar_label(bars, labels=[f"{share:.2f}" for share in shares], padding=3, fontsize=7)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(title="Share of its target that each figure takes; 1 is the target", xscale="log")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(x=0.15, y=0.01)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def told(figure: dict[str, Any]) -> float:
+    """Return what is held against the target."""
+    return next(value for value in (figure["ratio"], figure["difference"], figure["value"]) if value is not None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What other orchestrators add to a stage's own work, on the same images."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+from figures import Figure, Scale
+from lab import ETL, Lab, laboratory, timed
+
+from containers import HARDENED
+from runners import declared
+from support import ENVIRONMENTS, ROOT, STAGES, Delivery
+
+NAMES = {"kubeflow": "Kubeflow Pipelines' local Docker runner", "dagster": "Dagster's Docker pipes"}
+
+
+def peers(scale: Scale) -> Iterator[Figure]:
+    """Seconds that other orchestrators add to a stage, on the same images."""
+    with laboratory() as lab:
+        delivery = lab.delivery(ROOT / "data")
+        bare = statistics.median([plain_docker(delivery) for _ in range(scale.times + 1)][1:])
+        yield Figure("a stage beyond its own work: docker run", bare / len(ETL), "s", "nothing")
+        asked = {"times": scale.times, "steps": [step(lab, delivery, stage) for stage in ETL]}
+        command = [str(ENVIRONMENTS / "bench/bin/python"), str(ROOT / "tests/bench/peers.py")]
+        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for peer, taken in json.loads(done.stdout).items():
+        whole = statistics.median(taken)
+        yield Figure(f"a stage beyond its own work: {NAMES[peer]}", whole / len(ETL), "s", "docker run",
+                     difference=(whole - bare) / len(ETL))  # fmt: skip
+
+
+def plain_docker(delivery: Delivery) -> float:
+    """Run extract, transform and load one after the other; return the seconds beyond their own work."""
+    beyond = 0.0
+    for stage in ETL:
+        beyond += timed(delivery, stage, "cleveland", "--force")
+        beyond -= json.loads((delivery.artifacts / delivery.run / stage / "cleveland/result.json").read_text())["seconds"]
+    return beyond
+
+
+def step(lab: Lab, delivery: Delivery, stage: str) -> dict[str, Any]:
+    """Return what an orchestrator must know to run a stage; all stages get the variables and folders of all."""
+    given = delivery.given("cleveland")
+    containers = [lab.runner.container(name, declared(name, given)) for name in ETL]
+    return {
+        "name": stage,
+        "image": f"heart/{STAGES[stage].name}:dev",
+        "environment": {name: value for one in containers for name, value in one.environment.items()},
+        "volumes": {here: inside for one in containers for inside, here in one.volumes.items()},
+        "network": lab.network,
+        "hardened": HARDENED | {"tmpfs": {HARDENED["tmpfs"]: ""}},
+        "result": str(delivery.artifacts / delivery.run / stage / "cleveland/result.json"),
+    }
