@@ -1,11 +1,12 @@
 """Where stages are measured: PostgreSQL in a container, deliveries of any size, and stages run on them as the DAGs run them."""
 
 import contextlib
-import os
+import re
 import shutil
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from figures import seconds
@@ -80,14 +81,18 @@ def timed(delivery: Delivery, stage: str, batch: str | None = "bench", *argument
 
 
 def most_memory(delivery: Delivery, stage: str, batch: str | None = "bench", *arguments: str) -> float:
-    """Run a stage as a process; return the most memory that it had, in megabytes."""
-    process, said = delivery.runner.start(stage, arguments, delivery.given(batch)).process, []
-    assert process.stdout and process.stderr
-    # What it says must be read, or it stops saying more.
-    reader = threading.Thread(target=lambda: said.append(process.stderr.read()))
-    reader.start()
-    process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    reader.join()
-    assert status == 0, said
-    return usage.ru_maxrss * 1024 / 1e6
+    """Run a stage as a process; return the most memory that it had, in megabytes.
+
+    It is asked again and again: what the kernel tells at the end counts the process that started it too.
+    """
+    process, most = delivery.runner.start(stage, arguments, delivery.given(batch)).process, 0
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(process.communicate)
+        while not said.done():
+            with contextlib.suppress(OSError):  # it has ended
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+                    most = int(found[1])
+            time.sleep(0.01)
+    assert process.returncode == 0, said.result()
+    return most * 1024 / 1e6
