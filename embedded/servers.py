@@ -96,6 +96,9 @@ def postgres() -> Iterator[dict[str, str]]:
                 there = {name for (name,) in cursor.fetchall()}
                 for name in {"heart", "mlflow"} - there:
                     cursor.execute(f'CREATE DATABASE "{name}"')
+                # What an error says in detail can be a person's id, which belongs in no log.
+                cursor.execute("ALTER SYSTEM SET log_error_verbosity = terse")
+                cursor.execute("SELECT pg_reload_conf()")
         environment = {"PGHOST": parameters["host"], "PGPORT": parameters["port"], "PGUSER": parameters["user"],
                        "PGDATABASE": "heart"}  # fmt: skip
         apply_sql(environment)

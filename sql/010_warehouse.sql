@@ -86,13 +86,13 @@ CREATE TABLE IF NOT EXISTS heart_fact (
 COMMENT ON TABLE heart_fact IS 'One examination of one person, whole: what models are trained on and predictions made for.';
 CREATE INDEX IF NOT EXISTS heart_fact_undiagnosed ON heart_fact (account_id) WHERE target IS NULL;
 
--- The pattern of the temporary table that each load copies its records into: no two loads share one.
+-- The pattern of the temporary table in which a load compares its records with what is known: no two loads share one.
 CREATE TABLE IF NOT EXISTS heart_staging (
     account_id varchar NOT NULL,
     age int, sex int, cp int, trestbps int, chol int, fbs int, restecg int, thalach int, exang int, oldpeak float,
     slope int, ca int, thal int, target int, line bigint
 );
-COMMENT ON TABLE heart_staging IS 'Always empty: each load makes a temporary table like it.';
+COMMENT ON TABLE heart_staging IS 'Always empty: loads make temporary tables like it.';
 
 CREATE TABLE IF NOT EXISTS quarantine (
     quarantine_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -123,8 +123,8 @@ SELECT account_id, age::float, sex::float, cp::float, trestbps::float, chol::flo
 FROM heart_fact;
 COMMENT ON VIEW heart_feature IS 'What models see of a record: 13 features as floats, NULL where not known; never the batch.';
 
--- More people teach a model nothing: docs/modelling.md has the learning curves. Who is drawn depends on nothing but the
--- account_id, so that the same people are drawn again when others come or go.
+-- More people make a model hardly better: docs/modelling.md has the learning curves. People are drawn by a hash of the
+-- account_id: as a batch grows some are no longer drawn, and the others stay.
 CREATE OR REPLACE VIEW heart_sample AS
 SELECT feature.*, size.people AS drawn_from
 FROM heart_feature AS feature

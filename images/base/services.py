@@ -49,10 +49,13 @@ def warehouse(stage: str) -> "Iterator[Connection]":
 
     try:
         connection = psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10)
-        with contextlib.closing(connection), connection:
+        # Closed without a commit it is rolled back by the server, which works for a connection that is broken too.
+        with contextlib.closing(connection):
             yield connection
+            connection.commit()
     except psycopg2.OperationalError as error:
-        message = " ".join(str(error).split())
+        # Beneath the message there may stand the line of a file that was sent.
+        message = error.diag.message_primary or " ".join(str(error).split())
         raise DependencyUnavailable(f"PostgreSQL: {message}; check PGHOST and that it runs, then try again") from error
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as error:
         message = str(error).splitlines()[0]

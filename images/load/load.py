@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from psycopg2 import sql
-from psycopg2.errors import UniqueViolation
+from psycopg2.errors import DeadlockDetected, UniqueViolation
 from psycopg2.extensions import cursor as Cursor
 
 from services import POSTGRES, warehouse
@@ -72,7 +72,7 @@ def load(job: Job) -> None:
             rows_quarantined=rejected,
             rows_duplicate=transformed["rows"]["duplicate"],
         )
-        create_temporary_tables(cursor)
+        create_set_aside(cursor)
         for stage, path in quarantined.items():
             copy(cursor, COPY_QUARANTINE[stage], path)
             cursor.execute("UPDATE set_aside SET stage = %s WHERE stage IS NULL", [stage])
@@ -113,9 +113,8 @@ def record_load(cursor: Cursor, **columns: Any) -> int:
     return one_row(cursor)[0]
 
 
-def create_temporary_tables(cursor: Cursor) -> None:
-    """Make this load's own tables: `staging` and `set_aside`; they are gone with the transaction."""
-    cursor.execute("CREATE TEMP TABLE staging (LIKE heart_analysis.heart_staging) ON COMMIT DROP")
+def create_set_aside(cursor: Cursor) -> None:
+    """Make a table of this load's own for the records that are set aside; it is gone with the transaction."""
     cursor.execute(
         "CREATE TEMP TABLE set_aside (stage varchar, file varchar, line bigint, account_id varchar, column_name varchar, "
         "reason varchar, raw text) ON COMMIT DROP"
@@ -165,16 +164,20 @@ def copy_new_people(cursor: Cursor, records: Path, values: dict[str, Any]) -> tu
         "account_dim (account_id, age, sex, load_id)": account,
         f"heart_disease_dim (account_id, {MEASURES}, load_id)": heart,
     }
+    counts = []
     cursor.execute("SAVEPOINT nothing_written")
     try:
         for table, rewrite in star.items():
             with records.open("rb") as file:
                 file.readline()  # the header
                 cursor.copy_expert(f"COPY heart_analysis.{table} FROM STDIN (FORMAT csv)", Rewritten(file, rewrite), BLOCK_BYTES)
-    except UniqueViolation:
+            counts.append(cursor.rowcount)
+    except (UniqueViolation, DeadlockDetected):
         cursor.execute("ROLLBACK TO SAVEPOINT nothing_written")
         return None
-    return cursor.rowcount, cursor.rowcount, 0, 0
+    if len(set(counts)) > 1:
+        raise RuntimeError(f"{counts} rows written into the tables of the star, where all should have as many")
+    return counts[0], counts[0], 0, 0
 
 
 def count(cursor: Cursor, table: str) -> int:
@@ -189,12 +192,13 @@ def merge(cursor: Cursor, records: Path, values: dict[str, Any]) -> tuple[int, i
     Raises DependencyUnavailable where another load brought some of the same people since this one looked, RuntimeError where
     a dimension has people that the fact table lacks: the database's own messages would name them.
     """
+    cursor.execute("CREATE TEMP TABLE staging (LIKE heart_analysis.heart_staging) ON COMMIT DROP")
     copy(cursor, COPY_RECORDS, records)
     came = count(cursor, "staging")
     try:
         cursor.execute((Path(__file__).parent / "star.sql").read_text(encoding="utf-8"), values)
-    except UniqueViolation as error:
-        if error.diag.table_name != "heart_fact":
+    except (UniqueViolation, DeadlockDetected) as error:
+        if error.diag.table_name not in ("heart_fact", None):  # a deadlock is of no table
             raise RuntimeError(f"{error.diag.table_name} has people that heart_fact lacks: remove them there first") from None
         raise DependencyUnavailable("another load brought some of the same people at this moment; try again") from None
     inserted, updated, foreign = one_row(cursor)

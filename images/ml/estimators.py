@@ -6,6 +6,7 @@ float64, NaN where a feature is not known: shape (people, 13). A frame may leave
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
@@ -191,10 +192,15 @@ class TunedLogisticRegression(LogisticRegression):
         return super().fit(X, y, sample_weight)
 
 
+# The models of each PatternSubmodels that is in memory, by the columns that they use.
+_submodels: WeakKeyDictionary["PatternSubmodels", dict[bytes, Any]] = WeakKeyDictionary()
+
+
 class PatternSubmodels(ClassifierMixin, BaseEstimator):
     """One model for each set of known features, fitted on the people in whom these are all known.
 
-    Models are made when they are asked for; so what it was trained on stays with it.
+    Models are made when they are asked for; so what it was trained on stays with it. They are kept as long as it lives in
+    memory, and are no part of what is stored.
     """
 
     FEWEST_OF_A_KIND = 15
@@ -208,6 +214,7 @@ class PatternSubmodels(ClassifierMixin, BaseEstimator):
         self.Z_ = validate_data(self, Z, dtype="float64", ensure_all_finite="allow-nan")
         self.y_ = np.asarray(y)
         self.classes_ = np.unique(self.y_)
+        _submodels.pop(self, None)
         return self
 
     def predict_proba(self, Z: Any) -> np.ndarray:
@@ -231,7 +238,10 @@ class PatternSubmodels(ClassifierMixin, BaseEstimator):
         while used.any():
             taught = ~np.isnan(self.Z_[:, used]).any(axis=1)
             if min((self.y_[taught] == kind).sum() for kind in self.classes_) >= self.FEWEST_OF_A_KIND:
-                return used, clone(self.classifier).fit(self.Z_[np.ix_(taught, used)], self.y_[taught])
+                made = _submodels.setdefault(self, {})
+                if used.tobytes() not in made:
+                    made[used.tobytes()] = clone(self.classifier).fit(self.Z_[np.ix_(taught, used)], self.y_[taught])
+                return used, made[used.tobytes()]
             used[np.flatnonzero(used)[absent[used].argmax()]] = False
         return used, None
 

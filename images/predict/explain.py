@@ -48,7 +48,7 @@ def contributions(model: Any, X: pd.DataFrame, seed: int = 0) -> np.ndarray:
 def top_factors(model: Any, X: pd.DataFrame) -> list[list[tuple[str, float, float]]]:
     """Return for each person the features that move the log-odds most, largest first: (feature, value, effect)."""
     found = contributions(model, X).round(3)
-    order = np.argsort(-np.abs(np.nan_to_num(found)), axis=1)[:, :TOP]
+    order = np.argsort(-np.abs(found), axis=1)[:, :TOP]  # what is not known comes last
     names = np.array(FEATURES, dtype="object")[order]  # of objects: the few names are not copied again and again
     values, effects = (np.take_along_axis(table, order, axis=1) for table in (X.to_numpy(), found))
     factors = list(zip(names.ravel().tolist(), values.ravel().tolist(), effects.ravel().tolist(), strict=True))

@@ -48,6 +48,8 @@ FROM STDIN
 NULL = r"\N"
 # Two runs take turns: the second finds what the first has scored.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('heart_analysis.heart_prediction'))"
+# Whoever wants the table to himself waits for the connection that reads, and the one that writes would wait behind him.
+NOT_FOR_EVER = "SET LOCAL lock_timeout = '1min'"
 MEANING = {
     "age": "years", "sex": "0 female, 1 male", "cp": "chest pain: 1 typical angina, 2 atypical, 3 other pain, 4 none",
     "trestbps": "resting blood pressure, mm Hg", "chol": "serum cholesterol, mg/dl", "fbs": "fasting blood sugar above 120 mg/dl",
@@ -98,6 +100,7 @@ def predict(job: Job, scored_batch: tuple[str, ...], **person: str | float | Non
             job.nothing_to_do("no model was good enough to be champion, so nobody is scored", Rows(in_=0, out=0), metrics)
         metrics = {"model_version": int(champion.version), "undiagnosed": chosen, "scored": 0}
         cursor.execute(ONE_AT_A_TIME)
+        cursor.execute(NOT_FOR_EVER)
         model, written = None, None
         gc.disable()  # looking for garbage took a fifth of the time, and made memory no smaller
         for people in due(reading, whom, champion.version):

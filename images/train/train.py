@@ -50,7 +50,7 @@ FEWEST_OF_A_CLASS = 20
 @click.option("--seed", envvar="HEART_SEED", show_envvar=True, default=1989, show_default=True,
               help="Fixes the folds and the models.")  # fmt: skip
 @click.option("--repeats", envvar="HEART_REPEATS", show_envvar=True, default=10, show_default=True, type=click.IntRange(1, 100),
-              help="How often cross-validation is repeated with other folds.")  # fmt: skip
+              help="How often cross-validation is repeated with other folds; fewer where people are many.")  # fmt: skip
 def train(job: Job, training_batch: tuple[str, ...], seed: int, repeats: int) -> None:
     """Run the stage: see the module's docstring."""
     from estimators import one_blas_thread
@@ -159,7 +159,8 @@ def select_people(people: "pd.DataFrame", batches: list[str]) -> "pd.DataFrame":
     if min(diseased, len(chosen) - diseased) < FEWEST_OF_A_CLASS:
         raise InputRefused(
             f"training batch {', '.join(batches)}: {diseased} people with disease and {len(chosen) - diseased} without; "
-            f"at least {FEWEST_OF_A_CLASS} of each are needed; name more with --training-batch (make run: TRAINING_BATCH=)"
+            f"at least {FEWEST_OF_A_CLASS} of each are needed (of a large batch, among those drawn); name more with "
+            "--training-batch (make run: TRAINING_BATCH=)"
         )
     return chosen
 
@@ -253,7 +254,7 @@ def candidates(strategy: str, seed: int, people: int) -> dict[str, Any]:
     """Return the estimators to compare, simplest first: {name: estimator that tunes itself by log-loss in inner folds}.
 
     The vote, which `judge` and `fit_chosen` add, is the mean of all but the first. A support vector machine takes time by the
-    square of the people: of MANY there is none.
+    square of the people: with more than MANY people there is none.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.dummy import DummyClassifier

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "tests", "tests/bench")]
@@ -56,10 +57,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="one repetition of a few")
     parser.add_argument("--scale", choices=("1m", "10m"), default=os.environ.get("SCALE", "1m"), help="how many records at most")
     given = parser.parse_args()
+    if given.scale not in ("1m", "10m"):  # of the variable, which argparse does not check
+        parser.error(f"SCALE must be 1m or 10m, not {given.scale!r}")
     scale = Scale(quick=given.quick, long=given.scale == "10m")
     started = time.monotonic()
     figures = list(measure(scale))
-    machine: dict[str, object] = {
+    machine: dict[str, Any] = {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
@@ -106,9 +109,9 @@ def table(figures: list[Figure]) -> Table:
     return shown
 
 
-def markdown(figures: list[Figure], machine: dict[str, object]) -> str:
+def markdown(figures: list[Figure], machine: dict[str, Any]) -> str:
     """Return the figures as a table for a page."""
-    told = ", ".join(f"{name} {number}" for name, number in versions().items())
+    told = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [f"{machine['cpus']} cores, {machine['memory_gb']} GB, {machine['system']}; {told}. Measured on {machine['date']} "
              f"in {machine['seconds']} s.\n",
              "| what | measured | compared with | ratio or difference | target | met |", "|---|---|---|---|---|---|"]  # fmt: skip

@@ -34,7 +34,7 @@ def records(scale: Scale) -> Iterator[Figure]:
     with laboratory() as lab:
         taken = {people: {**etl(lab, people, scale), **memory(lab, people)} for people in scale.sizes}
         yield from beside_others(lab, scale, taken[scale.people])
-        yield from growth(taken)
+        yield from growth(scale, taken)
 
 
 def etl(lab: Lab, people: int, scale: Scale) -> dict[str, float]:
@@ -90,10 +90,10 @@ def against_psql(what: str, taken: dict[str, float]) -> Iterator[Figure]:
                  target=0.05)  # fmt: skip
 
 
-def growth(measured: dict[int, dict[str, float]]) -> Iterator[Figure]:
+def growth(scale: Scale, measured: dict[int, dict[str, float]]) -> Iterator[Figure]:
     """Compare ten times as many records with ten times the time, and with the same memory; measured: people → figures."""
     (less, few), (what, many) = ((name_of(people), figures) for people, figures in measured.items())
-    if what != name_of(Scale().people):
+    if scale.long:
         yield from against_psql(what, many)
     for stage in ETL:
         yield Figure(

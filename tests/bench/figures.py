@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: repetitions of what takes long (`times`) and of what is short, people, and in which form.
+    """How much is measured: how often, and on how many people.
 
     people: so many records are compared with other ways to load them; sizes: what takes ten times as many records is compared.
     """

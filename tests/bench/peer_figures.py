@@ -11,7 +11,7 @@ from lab import ETL, Lab, laboratory, timed
 
 from containers import HARDENED
 from runners import declared
-from support import ENVIRONMENTS, ROOT, STAGES, Delivery
+from support import ENVIRONMENTS, ROOT, Delivery
 
 NAMES = {"kubeflow": "Kubeflow Pipelines' local Docker runner", "dagster": "Dagster's Docker pipes"}
 
@@ -47,7 +47,7 @@ def step(lab: Lab, delivery: Delivery, stage: str) -> dict[str, Any]:
     containers = [lab.runner.container(name, declared(name, given)) for name in ETL]
     return {
         "name": stage,
-        "image": f"heart/{STAGES[stage].name}:dev",
+        "image": f"heart/{stage}:dev",
         "environment": {name: value for one in containers for name, value in one.environment.items()},
         "volumes": {here: inside for one in containers for inside, here in one.volumes.items()},
         "network": lab.network,

@@ -7,7 +7,18 @@ import time
 import pytest
 
 from runners import wait_until
-from support import ACCOUNT_HEADER, HEART_HEADER, NOTHING_TO_DO, REFUSED, UNAVAILABLE, USAGE, Delivery, read_outcome
+from support import (
+    ACCOUNT_HEADER,
+    FEATURES,
+    HEART_HEADER,
+    NOTHING_TO_DO,
+    REFUSED,
+    UNAVAILABLE,
+    USAGE,
+    Delivery,
+    Warehouse,
+    read_outcome,
+)
 
 FACT = "SELECT account_id, age, chol, target, load_id FROM heart_analysis.heart_fact ORDER BY account_id"
 COUNTS = (
@@ -23,6 +34,13 @@ def write(delivery: Delivery, people: dict[str, tuple[int, str, str]]) -> None:
     delivery.write("a", f"{ACCOUNT_HEADER}\n{accounts}", f"{HEART_HEADER}\n{hearts}")
 
 
+def assert_dimensions_agree(warehouse: Warehouse) -> None:
+    """See that the dimensions hold what the fact table holds, in every column."""
+    for table, columns in (("account_dim", FEATURES[:2]), ("heart_disease_dim", [*FEATURES[2:], "target"])):
+        query = f"SELECT account_id, {', '.join(columns)} FROM heart_analysis.{{}} ORDER BY account_id"
+        assert warehouse.query(query.format(table)) == warehouse.query(query.format("heart_fact"))
+
+
 def test_a_delivery_again_updates_what_changed_and_leaves_the_rest(loading, warehouse):
     write(loading, {"A1": (63, "233", "0"), "A2": (41, "204", "?"), "A3": (50, "bad", "1")})
     loading.etl("a")
@@ -31,6 +49,10 @@ def test_a_delivery_again_updates_what_changed_and_leaves_the_rest(loading, ware
         ("heart_raw.csv", 4, "chol", "chol 'bad' is not a number (write ? where it is not known)",
          "A3;1;145;bad;1;2;150;0;2.3;3;0;6;1\nA3;50;1")
     ]  # fmt: skip
+    assert_dimensions_agree(warehouse)
+    assert warehouse.query(f"SELECT {', '.join(FEATURES)}, batch FROM heart_analysis.heart_fact WHERE account_id = 'A1'") == [
+        (63, 1, 1, 145, 233, 1, 2, 150, 0, 2.3, 3, 0, 6, "a")
+    ]
     # Fixed at the source, a diagnosis added, one person gone from the delivery, one new.
     write(loading, {"A2": (41, "204", "2"), "A3": (50, "250", "1"), "A4": (70, "?", "0")})
     loading.run = "run-2"
@@ -40,9 +62,7 @@ def test_a_delivery_again_updates_what_changed_and_leaves_the_rest(loading, ware
     ]  # fmt: skip
     assert warehouse.query(COUNTS) == [(3, 2, 1, 0, 2, 0, 0), (3, 3, 0, 0, 2, 1, 0)]
     assert warehouse.query("SELECT count(*) FROM heart_analysis.quarantine_current") == [(0,)]
-    for table, columns in (("account_dim", "age, sex"), ("heart_disease_dim", "chol, target")):
-        assert warehouse.query(f"SELECT account_id, {columns} FROM heart_analysis.{table}") .sort() == warehouse.query(
-            f"SELECT account_id, {columns} FROM heart_analysis.heart_fact").sort()  # fmt: skip
+    assert_dimensions_agree(warehouse)
 
 
 def test_the_same_content_is_loaded_once_and_known_again_in_the_warehouse(loading, warehouse):
@@ -148,6 +168,32 @@ def test_people_whom_another_load_brings_at_this_moment_are_set_aside(loading, w
     assert outcome.rows == {"in": 2, "out": 1, "rejected": 1, "duplicate": 0}
     assert warehouse.query("SELECT account_id, batch FROM heart_analysis.heart_fact ORDER BY 1") == [("A1", "a"), ("A2", "b")]
     assert warehouse.query("SELECT account_id FROM heart_analysis.account_dim") == [("A1",)]
+
+
+def test_a_dimension_that_has_more_people_than_the_fact_table_is_named_and_nothing_is_loaded(loading, warehouse):
+    write(loading, {"A1": (63, "233", "0"), "A2": (41, "204", "1")})
+    loading.stage("extract", "a")
+    loading.stage("transform", "a")
+    warehouse.query("INSERT INTO heart_analysis.heart_disease_dim (account_id, load_id) VALUES ('A2', 1)")
+    code, _, errors = loading.start("load", "a").finish(60)
+    assert code == 1 and "heart_disease_dim has people that heart_fact lacks" in errors and "A2" not in errors
+    assert warehouse.query("TABLE heart_analysis.warehouse_counts") == [(0, 1, 0, 0, 0)]
+
+
+def test_a_connection_that_breaks_in_the_middle_ends_with_75(loading, warehouse):
+    import servers
+
+    write(loading, {"A1": (63, "233", "0")})
+    loading.stage("extract", "a")
+    loading.stage("transform", "a")
+    with contextlib.closing(servers.connect(warehouse.environment)) as blocker, blocker.cursor() as cursor:
+        cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+        running = loading.start("load", "a")
+        wait_until(lambda: warehouse.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'heart-load'")
+        outcome = read_outcome(*running.finish(30))
+    assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: terminating connection")
+    loading.stage("load", "a")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -277,7 +277,12 @@ def test_no_credential_shows_anywhere(stack, seen):
 def test_no_account_id_is_in_a_log(stack, seen):
     ids = [line.split(";")[0] for path in (ROOT / "data").glob("*/account_raw.csv") for line in path.read_text().splitlines()[1:]]
     assert len(ids) == 920
+    # A batch that brings an id of another's is refused by the key, which the server logs.
+    again = "INSERT INTO heart_analysis.heart_fact (account_id, batch, load_id) SELECT min(account_id), 'another', 1"
+    with pytest.raises(AssertionError, match="already exists"):
+        stack.query(f"{again} FROM heart_analysis.heart_fact")
     logs = stack.compose("logs", "--no-color")
+    assert "duplicate key value" in logs
     assert not [name for name in ids if name in logs]
     assert search(stack, ["airflow_logs"], {name: name for name in ids}) == {}
 
