@@ -6,18 +6,24 @@
 
 ANALYZE staging;
 
--- Who is there already, since which batch, and what is different now. The dimensions hold what the fact table holds.
-CREATE TEMP TABLE known ON COMMIT DROP AS
-SELECT account_id, fact.batch <> %(batch)s AS is_foreign, fact.batch,
+-- Whose record is not known as it is: new people, another batch's, and those of whom something is different now. The
+-- dimensions hold what the fact table holds.
+CREATE TEMP TABLE differing ON COMMIT DROP AS
+SELECT account_id, fact.account_id IS NULL AS is_new, fact.batch <> %(batch)s AS is_foreign, fact.batch,
     (fact.age, fact.sex) IS DISTINCT FROM (staging.age, staging.sex) AS person_differs,
     (fact.cp, fact.trestbps, fact.chol, fact.fbs, fact.restecg, fact.thalach, fact.exang, fact.oldpeak, fact.slope, fact.ca,
      fact.thal, fact.target)
     IS DISTINCT FROM
     (staging.cp, staging.trestbps, staging.chol, staging.fbs, staging.restecg, staging.thalach, staging.exang, staging.oldpeak,
      staging.slope, staging.ca, staging.thal, staging.target) AS heart_differs
-FROM staging JOIN heart_analysis.heart_fact AS fact USING (account_id);
+FROM staging LEFT JOIN heart_analysis.heart_fact AS fact USING (account_id)
+WHERE (fact.batch, fact.age, fact.sex, fact.cp, fact.trestbps, fact.chol, fact.fbs, fact.restecg, fact.thalach, fact.exang,
+    fact.oldpeak, fact.slope, fact.ca, fact.thal, fact.target)
+    IS DISTINCT FROM
+    (%(batch)s, staging.age, staging.sex, staging.cp, staging.trestbps, staging.chol, staging.fbs, staging.restecg,
+    staging.thalach, staging.exang, staging.oldpeak, staging.slope, staging.ca, staging.thal, staging.target);
 
-ANALYZE known;
+ANALYZE differing;
 
 -- An account_id that another batch brought first may be another person's: its record is set aside, not written over.
 INSERT INTO set_aside (stage, file, line, account_id, column_name, reason, raw)
@@ -27,7 +33,7 @@ SELECT 'load', %(file)s, line, account_id, 'account_id',
         coalesce(fbs::text, '?'), coalesce(restecg::text, '?'), coalesce(thalach::text, '?'), coalesce(exang::text, '?'),
         coalesce(oldpeak::text, '?'), coalesce(slope::text, '?'), coalesce(ca::text, '?'), coalesce(thal::text, '?'),
         coalesce(target::text, '?'))
-FROM staging JOIN known USING (account_id)
+FROM staging JOIN differing USING (account_id)
 WHERE is_foreign;
 
 -- Changed ones.
@@ -35,38 +41,37 @@ UPDATE heart_analysis.heart_fact AS fact
 SET age = staging.age, sex = staging.sex, cp = staging.cp, trestbps = staging.trestbps, chol = staging.chol, fbs = staging.fbs,
     restecg = staging.restecg, thalach = staging.thalach, exang = staging.exang, oldpeak = staging.oldpeak,
     slope = staging.slope, ca = staging.ca, thal = staging.thal, target = staging.target, load_id = %(load_id)s, changed_at = now()
-FROM staging JOIN known USING (account_id)
-WHERE fact.account_id = staging.account_id AND NOT is_foreign AND (person_differs OR heart_differs);
+FROM staging JOIN differing USING (account_id)
+WHERE fact.account_id = staging.account_id AND NOT is_foreign;
 
 UPDATE heart_analysis.account_dim AS dim
 SET age = staging.age, sex = staging.sex, load_id = %(load_id)s, changed_at = now()
-FROM staging JOIN known USING (account_id)
+FROM staging JOIN differing USING (account_id)
 WHERE dim.account_id = staging.account_id AND NOT is_foreign AND person_differs;
 
 UPDATE heart_analysis.heart_disease_dim AS dim
 SET cp = staging.cp, trestbps = staging.trestbps, chol = staging.chol, fbs = staging.fbs, restecg = staging.restecg,
     thalach = staging.thalach, exang = staging.exang, oldpeak = staging.oldpeak, slope = staging.slope, ca = staging.ca,
     thal = staging.thal, target = staging.target, load_id = %(load_id)s, changed_at = now()
-FROM staging JOIN known USING (account_id)
+FROM staging JOIN differing USING (account_id)
 WHERE dim.account_id = staging.account_id AND NOT is_foreign AND heart_differs;
 
--- New people: those that are left.
-DELETE FROM staging USING known WHERE known.account_id = staging.account_id;
-
+-- New people.
 INSERT INTO heart_analysis.heart_fact
     (account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, batch, load_id)
 SELECT account_id, age, sex, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target,
     %(batch)s, %(load_id)s
-FROM staging;
+FROM staging JOIN differing USING (account_id) WHERE is_new;
 
 INSERT INTO heart_analysis.account_dim (account_id, age, sex, load_id)
-SELECT account_id, age, sex, %(load_id)s FROM staging;
+SELECT account_id, age, sex, %(load_id)s FROM staging JOIN differing USING (account_id) WHERE is_new;
 
 INSERT INTO heart_analysis.heart_disease_dim
     (account_id, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, load_id)
-SELECT account_id, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, %(load_id)s FROM staging;
+SELECT account_id, cp, trestbps, chol, fbs, restecg, thalach, exang, oldpeak, slope, ca, thal, target, %(load_id)s
+FROM staging JOIN differing USING (account_id) WHERE is_new;
 
-SELECT (SELECT count(*) FROM staging) AS inserted,
-    count(*) FILTER (WHERE NOT is_foreign AND (person_differs OR heart_differs)) AS updated,
+SELECT count(*) FILTER (WHERE is_new) AS inserted,
+    count(*) FILTER (WHERE NOT is_foreign) AS updated,
     count(*) FILTER (WHERE is_foreign) AS foreign_records
-FROM known;
+FROM differing;

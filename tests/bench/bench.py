@@ -4,7 +4,7 @@ Machines are shared and noisy: what counts is the ratio of two figures of one ru
 Writes `.run/bench.json`, and the table and the chart in `docs/performance.md`.
 
     make bench              everything, with a million records, compared with a tenth of them
-    make bench SCALE=10m    also with ten million: some 40 minutes, and 30 GB of disk
+    make bench SCALE=10m    also with ten million: some 30 minutes, and 30 GB of disk
     make bench QUICK=1      one repetition of a few, to see that it works; writes nothing to docs/
 """
 

@@ -43,16 +43,16 @@ def draw_million(axes: plt.Axes, figures: list[dict[str, Any]]) -> None:
             axes.bar_label(bar, fmt="%.1f", padding=3)
     axes.invert_yaxis()
     axes.set_title("A million records: seconds")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_targets(axes: plt.Axes, judged: list[dict[str, Any]]) -> None:
     """Show for each figure how much of its target it takes; what is beyond 1 misses it."""
-    names = [f"{figure['name']} (beside {figure['compared_with'] or 'itself'})" for figure in judged]
+    names = [" – ".join(filter(None, (figure["name"], figure["compared_with"]))) for figure in judged]
     shares = [told(figure) / figure["target"] for figure in judged]
     bars = axes.barh(names, [max(share, 0.01) for share in shares], color=[GOOD if f["met"] else BAD for f in judged])
-    axes.bar_label(bars, labels=[f"{share:.2f}" for share in shares], padding=3, fontsize=7)
+    axes.bar_label(bars, labels=[f"{share:.2g}" for share in shares], padding=3, fontsize=7)
     axes.axvline(1, color="black", linewidth=1)
     axes.set(title="Share of its target that each figure takes; 1 is the target", xscale="log")
     axes.tick_params(axis="y", labelsize=7)
