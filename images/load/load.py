@@ -73,10 +73,10 @@ def load(job: Job) -> None:
             rows_duplicate=transformed["rows"]["duplicate"],
         )
         create_set_aside(cursor)
+        set_aside = 0
         for stage, path in quarantined.items():
-            copy(cursor, COPY_QUARANTINE[stage], path)
+            set_aside += copy(cursor, COPY_QUARANTINE[stage], path)
             cursor.execute("UPDATE set_aside SET stage = %s WHERE stage IS NULL", [stage])
-        set_aside = count(cursor, "set_aside")
 
         values = {"load_id": load_id, "batch": job.batch, "file": Path(extracted["inputs"][-1]["uri"]).name}
         became = None if newest else copy_new_people(cursor, records, values)
@@ -121,10 +121,11 @@ def create_set_aside(cursor: Cursor) -> None:
     )
 
 
-def copy(cursor: Cursor, statement: str, path: Path) -> None:
-    """Send a CSV file to a table as it is."""
+def copy(cursor: Cursor, statement: str, path: Path) -> int:
+    """Send a CSV file to a table as it is; return how many rows went in."""
     with path.open("rb") as file:
         cursor.copy_expert(statement, file)
+    return cursor.rowcount
 
 
 class Rewritten(io.BufferedIOBase):
@@ -180,12 +181,6 @@ def copy_new_people(cursor: Cursor, records: Path, values: dict[str, Any]) -> tu
     return counts[0], counts[0], 0, 0
 
 
-def count(cursor: Cursor, table: str) -> int:
-    """Return how many rows a table has."""
-    cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
-    return one_row(cursor)[0]
-
-
 def merge(cursor: Cursor, records: Path, values: dict[str, Any]) -> tuple[int, int, int, int]:
     """Bring the star up to the records; return how many came, and were inserted, updated and set aside as another batch's.
 
@@ -193,8 +188,7 @@ def merge(cursor: Cursor, records: Path, values: dict[str, Any]) -> tuple[int, i
     a dimension has people that the fact table lacks: the database's own messages would name them.
     """
     cursor.execute("CREATE TEMP TABLE staging (LIKE heart_analysis.heart_staging) ON COMMIT DROP")
-    copy(cursor, COPY_RECORDS, records)
-    came = count(cursor, "staging")
+    came = copy(cursor, COPY_RECORDS, records)
     try:
         cursor.execute((Path(__file__).parent / "star.sql").read_text(encoding="utf-8"), values)
     except (UniqueViolation, DeadlockDetected) as error:
