@@ -2,13 +2,8 @@
 
 Machines are shared and noisy: what counts is the ratio of two figures of one run, each the median of several repetitions.
 Writes `.run/bench.json`, and the table and the chart in `docs/performance.md`.
-
-    make bench              everything, with a million records, compared with a tenth of them
-    make bench SCALE=10m    also with ten million: some 30 minutes, and 30 GB of disk
-    make bench QUICK=1      one repetition of a few, to see that it works; writes nothing to docs/
 """
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+from rich.console import Console
+from rich.table import Table
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("dags", "embedded", "stack", "tests", "tests/bench")]
 
@@ -29,8 +28,6 @@ import model_figures  # noqa: E402
 import peer_figures  # noqa: E402
 import stack_figures  # noqa: E402
 from figures import Figure, Scale  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 
 from runners import docker  # noqa: E402
 from support import ENVIRONMENTS  # noqa: E402
@@ -51,17 +48,16 @@ TOLD = ("apache-airflow", "mlflow", "duckdb", "psycopg2-binary", "pandas", "scik
 BEGIN, END = "<!-- table: make bench writes what stands between these lines -->", "<!-- end of table -->"
 
 
-def main() -> None:
-    """Measure, show, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="one repetition of a few")
-    parser.add_argument("--scale", choices=("1m", "10m"), default=os.environ.get("SCALE", "1m"), help="how many records at most")
-    given = parser.parse_args()
-    if given.scale not in ("1m", "10m"):  # of the variable, which argparse does not check
-        parser.error(f"SCALE must be 1m or 10m, not {given.scale!r}")
-    scale = Scale(quick=given.quick, long=given.scale == "10m")
+@click.command("make bench", help=__doc__)
+@click.option("--quick", envvar="QUICK", show_envvar=True, is_flag=True,
+              help="One repetition of a few records, to see that all works; docs/ stay as they are.")  # fmt: skip
+@click.option("--scale", envvar="SCALE", show_envvar=True, type=click.Choice(("1m", "10m")), default="1m", show_default=True,
+              help="How many records at most; ten million take some 30 minutes and 30 GB of disk.")  # fmt: skip
+def bench(quick: bool, scale: str) -> None:
+    """Measure, show, keep: see the module's docstring."""
+    how_much = Scale(quick=quick, long=scale == "10m")
     started = time.monotonic()
-    figures = list(measure(scale))
+    figures = list(measure(how_much))
     machine: dict[str, Any] = {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
@@ -74,7 +70,7 @@ def main() -> None:
     document = {"machine": machine, "figures": [figure.as_dict() for figure in figures]}
     (ROOT / ".run" / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
     Console(width=130).print(table(figures))
-    if not scale.quick:
+    if not quick:
         before, rest = DOCUMENT.read_text().split(BEGIN)
         DOCUMENT.write_text(f"{before}{BEGIN}\n\n{markdown(figures, machine)}\n{END}{rest.split(END)[1]}")
         subprocess.run([ENVIRONMENTS / "evaluate/bin/python", ROOT / "tests/bench/chart.py"], check=True)
@@ -119,4 +115,4 @@ def markdown(figures: list[Figure], machine: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    bench()

@@ -22,7 +22,7 @@ def peers(scale: Scale) -> Iterator[Figure]:
         delivery = lab.delivery(ROOT / "data")
         bare = statistics.median([plain_docker(delivery) for _ in range(scale.times + 1)][1:])
         yield Figure("a stage beyond its own work: docker run", bare / len(ETL), "s", "nothing")
-        asked = {"times": scale.times, "steps": [step(lab, delivery, stage) for stage in ETL]}
+        asked = {"times": scale.times, "steps": steps(lab, delivery)}
         command = [str(ENVIRONMENTS / "bench/bin/python"), str(ROOT / "tests/bench/peers.py")]
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -41,16 +41,18 @@ def plain_docker(delivery: Delivery) -> float:
     return beyond
 
 
-def step(lab: Lab, delivery: Delivery, stage: str) -> dict[str, Any]:
-    """Return what an orchestrator must know to run a stage; all stages get the variables and folders of all."""
+def steps(lab: Lab, delivery: Delivery) -> list[dict[str, Any]]:
+    """Return what an orchestrator must know to run the stages; each gets the variables and folders of all."""
     given = delivery.given("cleveland")
-    containers = [lab.runner.container(name, declared(name, given)) for name in ETL]
-    return {
-        "name": stage,
-        "image": f"heart/{stage}:dev",
+    containers = [lab.runner.container(stage, declared(stage, given)) for stage in ETL]
+    shared = {
         "environment": {name: value for one in containers for name, value in one.environment.items()},
         "volumes": {here: inside for one in containers for inside, here in one.volumes.items()},
         "network": lab.network,
         "hardened": HARDENED | {"tmpfs": {HARDENED["tmpfs"]: ""}},
-        "result": str(delivery.artifacts / delivery.run / stage / "cleveland/result.json"),
     }
+    folder = delivery.artifacts / delivery.run
+    return [
+        shared | {"name": stage, "image": f"heart/{stage}:dev", "result": str(folder / stage / "cleveland/result.json")}
+        for stage in ETL
+    ]
