@@ -81,8 +81,10 @@ def bench(quick: bool, scale: str) -> None:
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Give the figures one after the other, saying what is at work."""
+    started = time.monotonic()
     for part in PARTS:
-        print(f"measuring {(part.__doc__ or '').splitlines()[0].rstrip('.').lower()}", flush=True)
+        work = (part.__doc__ or "").splitlines()[0].rstrip(".").lower()
+        print(f"{time.monotonic() - started:4.0f} s  measuring {work}", flush=True)
         yield from part(scale)
 
 

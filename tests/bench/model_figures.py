@@ -9,47 +9,51 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from etl_figures import name_of
 from figures import Figure, Scale, seconds
-from lab import ETL, Lab, laboratory, most_memory, timed
+from lab import Lab, laboratory, most_memory, timed
 
 import servers
 from runners import ProcessRunner, mlflow_container
-from support import DONE, ENVIRONMENTS, NOTHING_TO_DO, ROOT, Delivery, Warehouse, make_database
+from support import ENVIRONMENTS, ROOT, Delivery, Warehouse, draw, make_database
 
 # Megabytes that predict takes for ten times as many people, beside those for fewer.
 MEMORY_GROWTH = 1.1
-BATCH = {"HEART_TRAINING_BATCH": "bench", "HEART_SCORED_BATCH": "bench"}
 
 
 def models(scale: Scale) -> Iterator[Figure]:
     """Seconds and megabytes that training on and scoring many people take."""
     with laboratory() as lab, mlflow_container(lab.runner, lab.postgres, make_database(lab.postgres)["PGDATABASE"]) as address:
-        reach = {"MLFLOW_TRACKING_URI": address, "HEART_REPEATS": 1 if scale.quick else 10}
-        few, many = (with_champion(lab, people, reach) for people in (scale.people // 10, scale.people))
+        few, many = with_champion(lab, scale.people, MLFLOW_TRACKING_URI=address)
         yield from training(scale, many)
         yield from scoring(scale, few, many)
 
 
-def with_champion(lab: Lab, people: int, reach: dict[str, Any]) -> Delivery:
-    """Return a delivery of many people that is loaded, beside Cleveland's, from whom a champion was trained."""
-    folder = lab.data(people, "bench")
+def with_champion(lab: Lab, people: int, **reach: str) -> tuple[Delivery, Delivery]:
+    """Return two deliveries into one warehouse, of which the second has ten times the people of the first.
+
+    They are loaded, beside Cleveland's, from whom a champion was trained.
+    """
+    folder = lab.folder / "people"
+    draw(folder / "bench", people)
+    draw(folder / "few", people // 10, first=people)
     shutil.copytree(ROOT / "data/cleveland", folder / "cleveland")
     delivery = lab.delivery(folder, **reach)
-    for stage in ETL:
-        delivery.stage(stage, "cleveland")
+    for batch in ("cleveland", "few", "bench"):
+        delivery.etl(batch)
     for stage in ("train", "evaluate"):
-        delivery.stage(stage, None, expect=(DONE, NOTHING_TO_DO), HEART_TRAINING_BATCH="cleveland")
-    for stage in ETL:
-        delivery.stage(stage, "bench")
-    delivery.variables |= BATCH
-    return delivery
+        delivery.stage(stage, HEART_TRAINING_BATCH="cleveland", HEART_REPEATS=1)
+    few, many = (
+        replace(delivery, variables=delivery.variables | {"HEART_TRAINING_BATCH": batch, "HEART_SCORED_BATCH": batch})
+        for batch in ("few", "bench")
+    )
+    return few, many
 
 
 def training(scale: Scale, many: Delivery) -> Iterator[Figure]:
     """Compare train with one fit of gradient boosting."""
+    many.variables["HEART_REPEATS"] = 1 if scale.quick else 10
     what, alone = name_of(scale.people), in_memory("fit", many, scale.times)
     train = statistics.median(timed(many, "train", None, "--force") for _ in range(scale.times))
     yield Figure(f"{what}: train", train, "s", "HistGradientBoostingClassifier.fit", ratio=train / alone["seconds"], target=1.5)
