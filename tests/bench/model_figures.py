@@ -25,12 +25,12 @@ MEMORY_GROWTH = 1.1
 def models(scale: Scale) -> Iterator[Figure]:
     """Seconds and megabytes that training on and scoring many people take."""
     with laboratory() as lab, mlflow_container(lab.runner, lab.postgres, make_database(lab.postgres)["PGDATABASE"]) as address:
-        few, many = with_champion(lab, scale.people, MLFLOW_TRACKING_URI=address)
+        few, many = with_champion(lab, scale.people, MLFLOW_TRACKING_URI=address, HEART_REPEATS=1 if scale.quick else 10)
         yield from training(scale, many)
         yield from scoring(scale, few, many)
 
 
-def with_champion(lab: Lab, people: int, **reach: str) -> tuple[Delivery, Delivery]:
+def with_champion(lab: Lab, people: int, **variables: object) -> tuple[Delivery, Delivery]:
     """Return two deliveries into one warehouse, of which the second has ten times the people of the first.
 
     They are loaded, beside Cleveland's, from whom a champion was trained.
@@ -39,11 +39,11 @@ def with_champion(lab: Lab, people: int, **reach: str) -> tuple[Delivery, Delive
     draw(folder / "bench", people)
     draw(folder / "few", people // 10, first=people)
     shutil.copytree(ROOT / "data/cleveland", folder / "cleveland")
-    delivery = lab.delivery(folder, **reach)
+    delivery = lab.delivery(folder, **variables)
     for batch in ("cleveland", "few", "bench"):
         delivery.etl(batch)
     for stage in ("train", "evaluate"):
-        delivery.stage(stage, HEART_TRAINING_BATCH="cleveland", HEART_REPEATS=1)
+        delivery.stage(stage, HEART_TRAINING_BATCH="cleveland")
     few, many = (
         replace(delivery, variables=delivery.variables | {"HEART_TRAINING_BATCH": batch, "HEART_SCORED_BATCH": batch})
         for batch in ("few", "bench")
@@ -53,7 +53,6 @@ def with_champion(lab: Lab, people: int, **reach: str) -> tuple[Delivery, Delive
 
 def training(scale: Scale, many: Delivery) -> Iterator[Figure]:
     """Compare train with one fit of gradient boosting."""
-    many.variables["HEART_REPEATS"] = 1 if scale.quick else 10
     what, alone = name_of(scale.people), in_memory("fit", many, scale.times)
     train = statistics.median(timed(many, "train", None, "--force") for _ in range(scale.times))
     yield Figure(f"{what}: train", train, "s", "HistGradientBoostingClassifier.fit", ratio=train / alone["seconds"], target=1.5)
