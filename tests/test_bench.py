@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from runners import docker
 from support import ROOT, base_environment
 
 
@@ -31,3 +32,4 @@ def test_the_benchmark_measures_compares_and_keeps_its_figures():
     assert {"docker", "postgresql", "kfp", "dagster"} < set(kept["machine"]["versions"])
     assert [name for name in figures if name not in done.stdout] == []
     assert (ROOT / "docs/performance.md").read_text() == page
+    assert docker("ps", "--all", "--quiet", "--filter=label=heart.bench") == "", "the other orchestrators' containers are removed"

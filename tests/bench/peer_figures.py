@@ -10,10 +10,11 @@ from figures import Figure, Scale
 from lab import ETL, Lab, laboratory, timed
 
 from containers import HARDENED
-from runners import declared
+from runners import declared, docker
 from support import ENVIRONMENTS, ROOT, Delivery
 
 NAMES = {"kubeflow": "Kubeflow Pipelines' local Docker runner", "dagster": "Dagster's Docker pipes"}
+LABEL = "heart.bench"
 
 
 def peers(scale: Scale) -> Iterator[Figure]:
@@ -25,6 +26,9 @@ def peers(scale: Scale) -> Iterator[Figure]:
         asked = {"times": scale.times, "steps": steps(lab, delivery)}
         command = [str(ENVIRONMENTS / "bench/bin/python"), str(ROOT / "tests/bench/peers.py")]
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+        # Neither removes what it ran.
+        if left := docker("ps", "--all", "--quiet", f"--filter=label={LABEL}={lab.network}").split():
+            docker("rm", "--force", *left)
         assert done.returncode == 0, done.stderr
     for peer, taken in json.loads(done.stdout).items():
         whole = statistics.median(taken)
@@ -49,7 +53,7 @@ def steps(lab: Lab, delivery: Delivery) -> list[dict[str, Any]]:
         "environment": {name: value for one in containers for name, value in one.environment.items()},
         "volumes": {here: inside for one in containers for inside, here in one.volumes.items()},
         "network": lab.network,
-        "hardened": HARDENED | {"tmpfs": {HARDENED["tmpfs"]: ""}},
+        "options": HARDENED | {"tmpfs": {HARDENED["tmpfs"]: ""}, "labels": {LABEL: lab.network}},
     }
     folder = delivery.artifacts / delivery.run
     return [

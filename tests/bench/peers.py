@@ -1,7 +1,7 @@
 """Other orchestrators run the same containers: Kubeflow Pipelines' local Docker runner, and Dagster's Docker pipes.
 
 Each in its lightest form: in one process, without services. Reads from standard input {times, steps}, a step being {name, image,
-environment, volumes: {place on this machine: place inside}, network, hardened: options of docker-py, result: its result
+environment, volumes: {place on this machine: place inside}, network, options: of docker-py, result: its result
 document}; prints {peer: seconds that all steps took together beyond the stages' own, a list}.
 """
 
@@ -32,7 +32,7 @@ def kubeflow(steps: list[Step], folder: str) -> Callable[[], object]:
     first = steps[0]
     local.init(
         runner=local.DockerRunner(
-            environment=first["environment"], mounts=mounts(first), network=first["network"], **first["hardened"]
+            environment=first["environment"], mounts=mounts(first), network=first["network"], **first["options"]
         ),
         pipeline_root=folder,
     )
@@ -63,7 +63,7 @@ def dagster(steps: list[Step], _folder: str) -> Callable[[], object]:
 
     def operation(step: Step) -> Any:
         def stage(context: OpExecutionContext) -> None:
-            options = {"mounts": mounts(step), "network": step["network"], **step["hardened"]}
+            options = {"mounts": mounts(step), "network": step["network"], **step["options"]}
             PipesDockerClient().run(context=context, image=step["image"], command=["--force"], env=step["environment"],
                                     container_kwargs=options)  # fmt: skip
 
