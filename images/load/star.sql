@@ -1,8 +1,8 @@
 -- From staging to the star, inside the transaction of load.py, which binds load_id, batch and file.
 -- A row is written only where something differs, so that load_id and changed_at tell what a delivery really changed.
--- Rows go in as transform left them, by account_id: next to each other in every index. New ones go in without asking row by
--- row whether they are there (ON CONFLICT, twice the time): should another batch bring the same people at this very moment,
--- the key refuses this load, and its next try sees them.
+-- Rows go in by account_id: next to each other in every index. New ones go in without asking row by row whether they are
+-- there (ON CONFLICT, twice the time): should another batch bring the same people at this very moment, the key refuses this
+-- load, and its next try sees them.
 
 -- Whose record is not known as it is: new people, another batch's, and those of whom something is different now. The
 -- dimensions hold what the fact table holds.
@@ -17,7 +17,8 @@ SELECT * FROM (
          staging.oldpeak, staging.slope, staging.ca, staging.thal, staging.target) AS heart_differs
     FROM staging LEFT JOIN heart_analysis.heart_fact AS fact USING (account_id)
 ) AS compared
-WHERE is_new OR is_foreign OR person_differs OR heart_differs;
+WHERE is_new OR is_foreign OR person_differs OR heart_differs
+ORDER BY account_id COLLATE "C";
 
 ANALYZE differing;
 
