@@ -25,7 +25,7 @@ MEMORY_GROWTH = 1.1
 def models(scale: Scale) -> Iterator[Figure]:
     """Seconds and megabytes that training on and scoring many people take."""
     with laboratory() as lab, mlflow_container(lab.runner, lab.postgres, make_database(lab.postgres)["PGDATABASE"]) as address:
-        few, many = with_champion(lab, scale.people, MLFLOW_TRACKING_URI=address, HEART_REPEATS=1 if scale.quick else 10)
+        few, many = with_champion(lab, scale.people, MLFLOW_TRACKING_URI=address, HEART_REPEATS=scale.repeats)
         yield from training(scale, many)
         yield from scoring(scale, few, many)
 

@@ -27,8 +27,6 @@ MOST_OF_STAGE = 1.0
 # Seconds that a DAG file may take to be read, and megabytes that the whole system may take.
 MOST_OF_FILE = 0.3
 MOST_MEMORY = 6000
-# How often cross-validation is repeated where nothing else is said.
-REPEATS = 10
 
 
 def parsing(scale: Scale) -> Iterator[Figure]:
@@ -48,7 +46,7 @@ def overhead(scale: Scale) -> Iterator[Figure]:
     with running_stack("heart-bench", repeats=1) as stack:
         stack.make("pipeline", "BATCH=cleveland")
         yield Figure("memory: the whole system, idle", memory(stack), "MB", "its limits", target=MOST_MEMORY)
-        runs = [full_run(stack) for _ in range(scale.times)]
+        runs = [full_run(stack, scale.repeats) for _ in range(scale.times)]
         yield Figure(
             "memory: the whole system, most in a run of four batches", most_memory(stack), "MB", "its limits", target=MOST_MEMORY
         )
@@ -103,12 +101,12 @@ def process_starts(times: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in taken.items()}
 
 
-def full_run(stack: Stack) -> tuple[float, float, float]:
+def full_run(stack: Stack, repeats: int) -> tuple[float, float, float]:
     """Run everything anew; return three seconds.
 
     All tasks' with the waits between them; the stages' own; and what extract, transform and load took beyond their own, a stage.
     """
-    done = stack.make("pipeline", "BATCH=cleveland", "FORCE=1", f"REPEATS={REPEATS}")
+    done = stack.make("pipeline", "BATCH=cleveland", "FORCE=1", f"REPEATS={repeats}")
     assert done.returncode == 0, done.stdout + done.stderr
     whole, work, stages = {}, {}, {}
     for dag in ("etl_dag", "ml_dag"):
