@@ -114,9 +114,10 @@ class Browser:
         self.driver.get(address)
         self.log_in("email", "heart@example.com", password)
         path = ("heart-pipeline", "heart warehouse", "Databases", "heart", "Schemas", "heart_analysis", "Tables")
-        for depth, name in enumerate(path, start=1):
-            # The first click on a server only connects to it.
-            self.wait(PATIENCE).until(lambda _, depth=depth, name=name: self.opened(depth, name), f"{name} does not open")
+        # From the root each time: a server can close again, with all that is in it, when its connection is ready.
+        self.wait(PATIENCE).until(
+            lambda _: all(self.opened(depth, name) for depth, name in enumerate(path, start=1)), "the tree does not open"
+        )
         names = self.driver.find_elements(By.CSS_SELECTOR, f'[data-depth="{len(path) + 1}"] .file-name')
         return [element.text for element in names]
 
