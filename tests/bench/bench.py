@@ -50,7 +50,7 @@ BEGIN, END = "<!-- table: make bench writes what stands between these lines -->"
 
 @click.command("make bench", help=__doc__)
 @click.option("--quick", envvar="QUICK", show_envvar=True, is_flag=True,
-              help="One repetition of a few records, to see that all works; docs/ stay as they are.")  # fmt: skip
+              help="One repetition of a few records, to see that all works; docs/ and bench.json stay as they are.")  # fmt: skip
 @click.option("--scale", envvar="SCALE", show_envvar=True, type=click.Choice(("1m", "10m")), default="1m", show_default=True,
               help="How many records at most; ten million take some 30 minutes and 30 GB of disk.")  # fmt: skip
 def bench(quick: bool, scale: str) -> None:
@@ -66,9 +66,10 @@ def bench(quick: bool, scale: str) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - started),
     }
-    (ROOT / ".run").mkdir(exist_ok=True)
+    kept = ROOT / ".run" / ("bench-quick.json" if quick else "bench.json")
+    kept.parent.mkdir(exist_ok=True)
     document = {"machine": machine, "figures": [figure.as_dict() for figure in figures]}
-    (ROOT / ".run" / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
+    kept.write_text(json.dumps(document, indent=2) + "\n")
     Console(width=130).print(table(figures))
     if not quick:
         before, rest = DOCUMENT.read_text().split(BEGIN)
@@ -76,7 +77,7 @@ def bench(quick: bool, scale: str) -> None:
         subprocess.run([ENVIRONMENTS / "evaluate/bin/python", ROOT / "tests/bench/chart.py"], check=True)
         print(f"{DOCUMENT.relative_to(ROOT)} holds the table now, and docs/performance.png the chart")
     missed = [figure for figure in figures if figure.met is False]
-    print(f"{len(figures)} figures in {machine['seconds']} s, {len(missed)} beyond their target; .run/bench.json has them all")
+    print(f"{len(figures)} figures in {machine['seconds']} s, {len(missed)} beyond their target; .run/{kept.name} has them all")
 
 
 def measure(scale: Scale) -> Iterator[Figure]:

@@ -52,8 +52,10 @@ def draw_targets(axes: plt.Axes, judged: list[dict[str, Any]]) -> None:
     names = [" – ".join(filter(None, (figure["name"], figure["compared_with"]))) for figure in judged]
     shares = [told(figure) / figure["target"] for figure in judged]
     bars = axes.barh(names, [max(share, 0.01) for share in shares], color=[GOOD if f["met"] else BAD for f in judged])
-    axes.bar_label(bars, labels=[f"{share:.2g}" for share in shares], padding=3, fontsize=7)
+    numbers = axes.bar_label(bars, labels=[f"{share:.3g}" for share in shares], padding=3, fontsize=7)
     axes.axvline(1, color="black", linewidth=1)
+    for number in numbers:  # that of a bar just below its target stands where the line is
+        number.set(bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}, zorder=3)
     axes.set(title="Share of its target that each figure takes; 1 is the target", xscale="log")
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(x=0.15, y=0.01)

@@ -25,10 +25,11 @@ def peers(scale: Scale) -> Iterator[Figure]:
         yield Figure("a stage beyond its own work: docker run", bare / len(ETL), "s", "nothing")
         asked = {"times": scale.times, "steps": steps(lab, delivery)}
         command = [str(ENVIRONMENTS / "bench/bin/python"), str(ROOT / "tests/bench/peers.py")]
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-        # Neither removes what it ran.
-        if left := docker("ps", "--all", "--quiet", f"--filter=label={LABEL}={lab.network}").split():
-            docker("rm", "--force", *left)
+        try:
+            done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+        finally:  # neither removes what it ran
+            if left := docker("ps", "--all", "--quiet", f"--filter=label={LABEL}={lab.network}").split():
+                docker("rm", "--force", *left)
         assert done.returncode == 0, done.stderr
     for peer, taken in json.loads(done.stdout).items():
         whole = statistics.median(taken)
