@@ -40,12 +40,18 @@ class Watch:
             self.started.append((actor["Attributes"]["heart.run"], stage))
             if stage in self.hold:
                 self.hold.discard(stage)
-                docker("pause", actor["ID"])
+                # On a busy machine the kernel may not freeze a container at the first try (opencontainers/runc#2791, #4388).
+                wait_until(lambda container=actor["ID"]: pause(container), 10)
                 self.held[stage] = actor["ID"]
 
     def release(self, stage: str) -> None:
         """Let a held container go on."""
         docker("unpause", self.held[stage])
+
+
+def pause(container: str) -> bool:
+    """Pause a container; return whether it could be."""
+    return subprocess.run(["docker", "pause", container], capture_output=True).returncode == 0
 
 
 @contextmanager
