@@ -227,3 +227,8 @@ class Warehouse:
         with contextlib.closing(servers.connect(self.environment)) as connection, connection, connection.cursor() as cursor:
             cursor.execute(query)
             return cursor.fetchall() if cursor.description else []
+
+    def has_waiting(self) -> bool:
+        """Return whether a stage waits for a lock in this warehouse."""
+        waiting = "datname = current_database() AND wait_event_type = 'Lock' AND application_name LIKE 'heart-%'"
+        return bool(self.query(f"SELECT 1 FROM pg_stat_activity WHERE {waiting}"))

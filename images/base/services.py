@@ -38,6 +38,14 @@ MLFLOW = {
 
 MODEL_NAME = "heart-disease"
 
+# Where the other end of a connection is gone without a word (a container killed with data under way, a cable pulled), TCP
+# says so after two hours unless it is asked for more, and until then a session keeps its locks: whoever tries again waits.
+# So both ends look after 10 s of silence, every 5 s, 4 times; the server looks while it works or waits for a lock too.
+GONE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
+GONE_ON_THE_SERVER = (
+    " ".join(f"-c tcp_{name}={value}" for name, value in GONE.items()) + " -c client_connection_check_interval=10s"
+)
+
 
 @contextlib.contextmanager
 def warehouse(stage: str) -> "Iterator[Connection]":
@@ -48,7 +56,7 @@ def warehouse(stage: str) -> "Iterator[Connection]":
     import psycopg2
 
     try:
-        connection = psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10)
+        connection = psycopg2.connect(application_name=f"heart-{stage}", connect_timeout=10, options=GONE_ON_THE_SERVER, **GONE)
         # Closed without a commit it is rolled back by the server, which works for a connection that is broken too.
         with contextlib.closing(connection):
             yield connection

@@ -1,5 +1,6 @@
 """What is cut off in the middle: a load at any moment, the database for want of room, a stage that leaves its folder behind."""
 
+import contextlib
 import fcntl
 import os
 import random
@@ -8,8 +9,18 @@ import time
 
 import pytest
 
-from runners import ContainerRunner, docker, network, postgres_container
-from support import ACCOUNT_HEADER, DONE, HEART_HEADER, NOTHING_TO_DO, UNAVAILABLE, Delivery, Warehouse, make_warehouse
+from runners import ContainerRunner, docker, network, postgres_container, wait_until
+from support import (
+    ACCOUNT_HEADER,
+    DONE,
+    HEART_HEADER,
+    NOTHING_TO_DO,
+    UNAVAILABLE,
+    Delivery,
+    Warehouse,
+    make_warehouse,
+    read_outcome,
+)
 
 SEED = 20_261
 KILLS = 24
@@ -78,6 +89,27 @@ def test_a_load_killed_at_any_moment_is_there_whole_or_not_at_all(engine, tmp_pa
     assert {True, False} == set(found), "kills before the commit and after it"
     loading.stage("load", "a", expect=(DONE, NOTHING_TO_DO))
     assert contents(warehouse) == whole
+
+
+@pytest.mark.docker
+def test_both_ends_notice_that_the_network_is_gone_and_the_next_try_need_not_wait_for_long(engine, tmp_path):
+    import servers
+
+    runner, postgres = engine
+    warehouse = Warehouse(make_warehouse(postgres))
+    loading = Delivery(tmp_path, variables=dict(warehouse.environment), runner=runner)
+    many(loading, 10)
+    loading.stage("extract", "a")
+    loading.stage("transform", "a")
+    with contextlib.closing(servers.connect(warehouse.environment)) as blocker, blocker.cursor() as cursor:
+        cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+        cut = loading.start("load", "a")
+        wait_until(warehouse.has_waiting)
+        docker("network", "disconnect", "--force", runner.network, cut.container)
+        outcome = read_outcome(*cut.finish(90))
+        wait_until(lambda: not warehouse.has_waiting())
+    assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: ")
+    loading.stage("load", "a")
 
 
 @pytest.mark.docker

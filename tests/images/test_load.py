@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 
 import pytest
 
@@ -25,6 +24,7 @@ COUNTS = (
     "SELECT rows_in, rows_loaded, rows_quarantined, rows_duplicate, rows_inserted, rows_updated, rows_unchanged "
     "FROM heart_analysis.load_batch ORDER BY load_id"
 )
+OURS = "pg_stat_activity WHERE datname = current_database() AND application_name = 'heart-load'"
 
 
 def write(delivery: Delivery, people: dict[str, tuple[int, str, str]]) -> None:
@@ -157,7 +157,7 @@ def test_people_whom_another_load_brings_at_this_moment_are_set_aside(loading, w
     with contextlib.closing(servers.connect(warehouse.environment)) as other, other, other.cursor() as cursor:
         cursor.execute("INSERT INTO heart_analysis.heart_fact (account_id, batch, load_id) VALUES ('A2', 'b', 1)")
         running = loading.start("load", "a")
-        wait_until(lambda: warehouse.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+        wait_until(warehouse.has_waiting)
         other.commit()
     code, out, errors = running.finish(30)
     if came_before:  # what is known is compared once: its next try sees them
@@ -189,8 +189,8 @@ def test_a_connection_that_breaks_in_the_middle_ends_with_75(loading, warehouse)
     with contextlib.closing(servers.connect(warehouse.environment)) as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
         running = loading.start("load", "a")
-        wait_until(lambda: warehouse.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'heart-load'")
+        wait_until(warehouse.has_waiting)
+        cursor.execute(f"SELECT pg_terminate_backend(pid) FROM {OURS}")
         outcome = read_outcome(*running.finish(30))
     assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: ")
     loading.stage("load", "a")
@@ -209,16 +209,11 @@ def test_stopped_while_it_waits_for_the_database_it_is_gone_in_3_seconds_and_not
     with blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
         running = loading.start("load", "a")
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        deadline = time.monotonic() + 30
-        while warehouse.query(waiting) == [(0,)]:
-            assert time.monotonic() < deadline
+        wait_until(warehouse.has_waiting)
         running.kill(kind)
         assert running.finish(3)[0] not in (0, NOTHING_TO_DO)
     blocker.close()
-    deadline = time.monotonic() + 30
-    while warehouse.query("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'heart-load'") != [(0,)]:
-        assert time.monotonic() < deadline
+    wait_until(lambda: warehouse.query(f"SELECT count(*) FROM {OURS}") == [(0,)])
     assert warehouse.query("TABLE heart_analysis.warehouse_counts") == [(0, 0, 0, 0, 0)]
     loading.stage("load", "a")
     assert len(warehouse.query(FACT)) == 1
