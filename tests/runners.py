@@ -110,6 +110,21 @@ class Running:
         else:
             os.kill(self.process.pid, number)
 
+    def stop(self, number: int) -> tuple[int, float]:
+        """Send a signal and wait for the end; return the exit code and how many seconds the stage took to be gone.
+
+        A container's seconds are its engine's: what the command that runs it takes to say so is not the stage's.
+        """
+        asked = time.time()
+        self.kill(number)
+        code, _, _ = self.finish(60)
+        if not self.container:
+            return code, time.time() - asked
+        of_it = [f"--since={asked}", f"--until={time.time()}", f"--filter=container={self.container}"]
+        events = docker("events", *of_it, "--format={{.Action}} {{.TimeNano}}").splitlines()
+        moments = {action: int(moment) / 1e9 for action, moment in (event.rsplit(" ", 1) for event in events)}
+        return code, moments["die"] - moments["kill"]
+
 
 def popen(command: list[Any], environment: dict[str, str]) -> "subprocess.Popen[str]":
     """Start a command whose output is read later."""

@@ -13,8 +13,7 @@ def test_a_line_of_a_gigabyte_is_set_aside_within_the_memory_of_the_stage(loadin
     with (loading.data / "a" / "heart_raw.csv").open("r+b") as file:
         file.seek(2**30)  # a hole: what was never written reads as NUL
         file.write(f"\nA2{VALUES}\n".encode())
-    outcomes = loading.etl("a")
-    assert outcomes["extract"].result["seconds"] < 10
+    loading.etl("a")
     assert warehouse.query("SELECT line, reason, length(raw) FROM heart_analysis.quarantine") == [
         (3, f"line has {2**30 - len(HEART_HEADER) - len(VALUES) - 3} bytes; at most 65536 are read", 1000)
     ]
