@@ -13,7 +13,7 @@ from runners import wait_until
 from stacks import Stack, content, load_undisturbed, locked, waits
 from support import RESULT_MARKER, ROOT, STAGES, base_environment
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from runners import docker, inspect, wait_until
 from stacks import Stack
 from support import FEATURES, ROOT, STAGES, ask_mlflow
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.docker
 SCREENSHOTS = ROOT / ".run" / "screenshots"
 
 

@@ -17,7 +17,7 @@ from runners import docker, inspect, wait_until
 from stacks import Run, Stack, content, load_undisturbed, locked, waits
 from support import ROOT, STAGES, ask_mlflow
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.docker
 CHAMPION = {"name": "heart-disease", "alias": "champion"}
 
 

@@ -16,7 +16,7 @@ from runners import docker, wait_until
 from stacks import Stack
 from support import ROOT, STAGES, ask_mlflow
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.docker
 
 # Runs each statement in a transaction that is taken back; prints what PostgreSQL said of it: its SQLSTATE, or "".
 TRY = """

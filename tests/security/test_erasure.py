@@ -7,7 +7,7 @@ from test_access import search
 
 from support import ACCOUNT_HEADER, HEART_HEADER
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.docker
 SOUND = ";1;145;233;1;2;150;0;2.3;3;0;6;0"
 
 

@@ -10,7 +10,7 @@ from runners import docker, inspect, wait_until
 from stacks import Stack
 from support import ROOT
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.docker
 ESCAPES = (Path(__file__).parent / "escapes.py").read_text()
 
 
