@@ -5,6 +5,8 @@ LOCKS := $(patsubst %.in,%.txt,$(wildcard images/*.in images/*/requirements.in i
 
 # Caches and compiled modules stay out of the source folders.
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.run/cache/python
+# Compiled once: Airflow's and MLflow's modules take seconds at every start otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 export HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.run/cache/hypothesis
 
 .DEFAULT_GOAL := help
