@@ -24,8 +24,8 @@ from engine import exists
 
 from stages import STAGES
 
-# It asks nobody for newer versions of itself.
-os.environ["SYFT_CHECK_FOR_APP_UPDATE"] = "false"
+# It asks nobody for newer versions of itself, and digests no files: an SBOM names packages.
+os.environ |= {"SYFT_CHECK_FOR_APP_UPDATE": "false", "SYFT_FILE_METADATA_SELECTION": "none"}
 SYFT = ROOT / ".run" / "env" / "bundle" / "bin" / "syft"
 IMAGES = [*(f"heart/{name}:dev" for name in ("base", *STAGES, *OTHERS)), *(f"heart-base/{name}:dev" for name in SERVICES)]
 SUMS = "SHA256SUMS"
