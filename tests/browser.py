@@ -17,7 +17,7 @@ from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from runners import docker, wait_until
+from runners import PATIENCE, docker, wait_until
 from support import ROOT, STAGES
 
 PER_BATCH = [name for name in STAGES if STAGES[name].per_batch]
@@ -25,7 +25,6 @@ IMAGE = "heart-test/browser:dev"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--window-size=1400,900")  # fmt: skip
-PATIENCE = 90
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Stack:
         """Return the name that all its containers and volumes begin with."""
         return self.environment["COMPOSE_PROJECT_NAME"]
 
-    def make(self, *arguments: str, timeout: int = 800) -> "subprocess.CompletedProcess[str]":
+    def make(self, *arguments: str, timeout: int = 1200) -> "subprocess.CompletedProcess[str]":
         """Run a command of the Makefile."""
         return subprocess.run(
             ["make", *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
@@ -104,7 +104,7 @@ class Stack:
         """Start a run of a DAG."""
         return Run(dag, self.airflow(f"dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
 
-    def wait_for_run(self, run: "Run", seconds: float = 300) -> str:
+    def wait_for_run(self, run: "Run") -> str:
         """Wait until a run has ended; return how. The API server may be away for a while."""
         states = [""]
 
@@ -113,8 +113,14 @@ class Stack:
                 states[0] = self.airflow(run.path)["state"]
             return states[0] in ("success", "failed")
 
-        wait_until(ended, seconds, 0.5)
+        wait_until(ended, 0.5)
         return states[0]
+
+    def rest(self) -> None:
+        """Wait until no run is at work or about to start, those included that an asset sets off."""
+        runs = "SELECT count(*) FROM dag_run WHERE state IN ('queued', 'running')"
+        left = f"SELECT ({runs}) + (SELECT count(*) FROM asset_dag_run_queue)"
+        wait_until(lambda: self.query(left, "airflow") == [["0"]], 1)
 
     def versions(self) -> list[dict[str, Any]]:
         """Return all model versions, the newest first."""
@@ -184,7 +190,7 @@ def running_stack(project: str, data: Path = ROOT / "data", repeats: int | None 
 @contextmanager
 def locked(stack: Stack, table: str) -> Iterator[None]:
     """Hold a table, so that whoever needs it waits in the middle of its work."""
-    statement = f"BEGIN; LOCK TABLE heart_analysis.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
+    statement = f"BEGIN; LOCK TABLE heart_analysis.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3600)"
     command = ["docker", "compose", "exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "heart", "-c", statement]
     holding = subprocess.Popen(
         command, cwd=stack.folder, env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -66,7 +66,7 @@ def run_stage(
     stage: str, *arguments: object, expect: int | tuple[int, ...] = DONE, runner: Any = None, **variables: Any
 ) -> Outcome:
     """Run a stage and return how it ended; the test fails where that is not as expected."""
-    code, stdout, stderr = (runner or ProcessRunner()).start(stage, arguments, variables).finish(480)
+    code, stdout, stderr = (runner or ProcessRunner()).start(stage, arguments, variables).finish()
     outcome = read_outcome(code, stdout, stderr)
     expected = (expect,) if isinstance(expect, int) else expect
     assert code in expected, f"{stage} ended with {code}, not {expect}:\n{stdout}{stderr}"

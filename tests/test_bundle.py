@@ -63,12 +63,12 @@ def test_a_machine_without_a_network_installs_it_brings_the_system_up_and_goes_d
         stack.compose(*airflow, "pause", "--yes", "ml_dag")
         with locked(stack, "heart_fact"):
             stack.compose(*airflow, "trigger", "etl_dag", "--conf", '{"batch": ["cleveland"]}')
-            wait_until(lambda: waits(stack, "load"), 180, 1)
+            wait_until(lambda: waits(stack, "load"), 1)
             engine.stop()
         engine.start()
-        wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180, 1)
+        wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 1)
         states = "SELECT state FROM dag_run WHERE dag_id = 'etl_dag'"
-        wait_until(lambda: stack.query(states, "airflow") in ([["success"]], [["failed"]]), 300, 1)
+        wait_until(lambda: stack.query(states, "airflow") in ([["success"]], [["failed"]]), 1)
         assert stack.query(states, "airflow") == [["success"]]
         expected = load_undisturbed(tmp_path, ROOT / "data", postgres, "cleveland")
         assert content(stack.query, "cleveland") == expected and len(expected["heart_fact"]) == 303

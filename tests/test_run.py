@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runners import PATIENCE, wait_until
 from support import ROOT, STAGES, base_environment
 
 SITES = {"cleveland": 303, "hungary": 294, "switzerland": 123, "va_long_beach": 200}
@@ -25,7 +25,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(state: Path, *arguments: str, target: str = "run", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the Makefile on a state of the test's own."""
     environment = base_environment() | {"HEART_STATE": str(state), "COLUMNS": "120"} | variables
-    return subprocess.run(["make", target, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
+    return subprocess.run(
+        ["make", target, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def read_summary(state: Path) -> dict[str, Any]:
@@ -201,16 +203,9 @@ def test_interrupted_it_leaves_no_process_behind_and_the_next_run_goes_on(first,
     assert second.returncode != 0 and "in use by another" in second.stderr
     os.killpg(run.pid, kind)  # as a terminal does: to everything in the foreground
     rest = run.stdout.read()
-    run.wait(30)
+    run.wait(PATIENCE)
     assert "ended" in rest
-    wait_until_gone(state)
-
-
-def wait_until_gone(state: Path) -> None:
-    """Wait until no process works on a state."""
-    deadline = time.monotonic() + 40
-    while left := processes_of(state):
-        assert time.monotonic() < deadline, left
+    wait_until(lambda: processes_of(state) == [])
 
 
 def test_what_a_killed_run_left_behind_is_ended_by_the_next(first, state):
@@ -221,7 +216,7 @@ def test_what_a_killed_run_left_behind_is_ended_by_the_next(first, state):
         if line.startswith("load"):
             break
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait(10)
+    run.wait(PATIENCE)
     assert processes_of(state), "PostgreSQL and MLflow outlive a killed run"
     assert make(state).returncode == 0
-    wait_until_gone(state)
+    wait_until(lambda: processes_of(state) == [])

@@ -80,7 +80,7 @@ def test_a_load_killed_at_any_moment_is_there_whole_or_not_at_all(engine, tmp_pa
             running.process.wait(moments.uniform(0.2, 1.1 * seconds))
         except subprocess.TimeoutExpired:
             subprocess.run(["docker", "kill", running.container], capture_output=True)  # it may have ended just now
-        running.finish(30)
+        running.finish()
         there = contents(warehouse)
         assert there in (nothing, whole)
         found.append(there == whole)
@@ -106,7 +106,7 @@ def test_both_ends_notice_that_the_network_is_gone_and_the_next_try_need_not_wai
         cut = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
         docker("network", "disconnect", "--force", runner.network, cut.container)
-        outcome = read_outcome(*cut.finish(90))
+        outcome = read_outcome(*cut.finish())
         wait_until(lambda: not warehouse.has_waiting())
     assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: ")
     loading.stage("load", "a")

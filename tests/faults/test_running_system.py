@@ -41,7 +41,7 @@ class Watch:
             if stage in self.hold:
                 self.hold.discard(stage)
                 # On a busy machine the kernel may not freeze a container at the first try (opencontainers/runc#2791, #4388).
-                wait_until(lambda container=actor["ID"]: pause(container), 10)
+                wait_until(lambda container=actor["ID"]: pause(container))
                 self.held[stage] = actor["ID"]
 
     def release(self, stage: str) -> None:
@@ -137,11 +137,6 @@ def assert_nothing_lost_or_doubled(stack: Stack, batch: str, expected: dict[str,
     assert stack.containers() == []
 
 
-def at_work(stack: Stack) -> int:
-    """Return how many runs of ml_dag are not over, those that an asset set off included."""
-    return stack.airflow("dags/ml_dag/dagRuns", state=["queued", "running"])["total_entries"]
-
-
 def following(stack: Stack, etl: Run) -> Run:
     """Return the run of ml_dag that the asset of a run of etl_dag set off, once it is there."""
     found: list[Run] = []
@@ -166,7 +161,7 @@ def test_a_worker_killed_in_the_middle_of_each_stage_is_not_missed(stack, first,
         etl = stack.trigger("etl_dag", batch=["brno"])
         # Two stages at a time: one of each DAG.
         for pair in (("extract", "train"), ("transform", "evaluate"), ("load", "predict")):
-            wait_until(lambda pair=pair: set(pair) <= set(watching.held), 120)
+            wait_until(lambda pair=pair: set(pair) <= set(watching.held))
             stack.kill("airflow-worker")
             assert all(inspect(watching.held[stage])["State"]["Running"] for stage in pair), "a stage outlives the worker"
             places = [f"{etl.path}/taskInstances/deliver.{pair[0]}/0", f"{models.path}/taskInstances/{pair[1]}"]
@@ -175,7 +170,7 @@ def test_a_worker_killed_in_the_middle_of_each_stage_is_not_missed(stack, first,
                 tasks = [stack.airflow(place) for place in places]
                 return [(task["try_number"], task["state"]) for task in tasks] == [(2, "running")] * 2
 
-            wait_until(taken_over, 120, 1)
+            wait_until(taken_over, 1)
             for stage in pair:
                 watching.release(stage)
         assert stack.wait_for_run(etl) == stack.wait_for_run(models) == "success"
@@ -186,24 +181,25 @@ def test_a_worker_killed_in_the_middle_of_each_stage_is_not_missed(stack, first,
 
 
 def test_a_run_survives_the_end_of_everything_that_it_needs(stack, first, undisturbed):
-    """PostgreSQL dies in the middle of load, of train's reading and of predict; MLflow and the broker in train and evaluate."""
+    """PostgreSQL dies in load, in train's reading and in predict, MLflow and the broker in train; in evaluate all restart."""
     before = len(stack.versions())
     deliver(stack, "plzen", 60, 60)
     with locked(stack, "heart_fact"):
         etl = stack.trigger("etl_dag", batch=["plzen"])
         models = stack.trigger("ml_dag", force=True)
-        wait_until(lambda: waits(stack, "load") and waits(stack, "train"), 120, 1)
+        wait_until(lambda: waits(stack, "load") and waits(stack, "train"), 1)
         stack.kill("postgres")
     assert stack.wait_for_run(etl) == "success"
-    wait_until(lambda: says(stack, "train", "judged"), 200)
+    wait_until(lambda: says(stack, "train", "judged"))
     stack.kill("mlflow")
     stack.kill("valkey")
-    wait_until(lambda: says(stack, "evaluate", "judged"), 200)
-    stack.kill("mlflow")
+    wait_until(lambda: says(stack, "evaluate", "judged"))
+    stack.compose("restart", "--timeout", "5")
+    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 1)
     with locked(stack, "heart_prediction"):
-        wait_until(lambda: waits(stack, "predict"), 200, 1)
+        wait_until(lambda: waits(stack, "predict"), 1)
         stack.kill("postgres")
-    assert stack.wait_for_run(models, 400) == "success"
+    assert stack.wait_for_run(models) == "success"
     assert stack.wait_for_run(following(stack, etl)) == "success"
     tries = {task: stack.airflow(f"{models.path}/taskInstances/{task}")["try_number"] for task in ("train", "predict")}
     assert all(number > 1 for number in tries.values()), tries
@@ -215,32 +211,17 @@ def test_two_full_runs_at_once_load_and_train_once(stack, first):
     before = stack.versions()
     runs = [stack.trigger(dag) for dag in ("etl_dag", "ml_dag", "etl_dag")]
     assert [stack.wait_for_run(run) for run in runs] == ["success"] * 3
-    wait_until(lambda: at_work(stack) == 0, 200, 1)
+    stack.rest()
     assert stack.query("SELECT rows_in, rows_loaded FROM heart_analysis.load_batch WHERE batch = 'ostrava'") == [["30", "30"]]
     assert stack.versions() == before, "nothing new to train on"
 
 
 def test_a_run_cancelled_while_it_decides_leaves_no_container_and_no_half_promoted_model(stack, first):
-    wait_until(lambda: at_work(stack) == 0, 200, 1)
     decisions = stack.query("SELECT count(*) FROM heart_analysis.promotion")
     champion = ask_mlflow(stack.mlflow, "registered-models/alias", **CHAMPION)
     run = stack.trigger("ml_dag", force=True)
-    wait_until(lambda: says(stack, "evaluate", "judged"), 200)
+    wait_until(lambda: says(stack, "evaluate", "judged"))
     stack.airflow(run.path, {"state": "failed"}, method="PATCH")
     wait_until(lambda: stack.containers() == [])
     assert stack.query("SELECT count(*) FROM heart_analysis.promotion") == decisions
     assert ask_mlflow(stack.mlflow, "registered-models/alias", **CHAMPION) == champion
-
-
-def test_everything_restarted_in_the_middle_of_a_run(stack, first):
-    run = stack.trigger("ml_dag", force=True)
-    wait_until(lambda: says(stack, "train", "judged"), 120)
-    before, versions = stack.tables(), stack.versions()
-    stack.compose("restart", "--timeout", "5")
-    wait_until(lambda: set(stack.states().values()) == {"done", "healthy"}, 180, 1)
-    assert stack.wait_for_run(run) == "success"
-    after = stack.tables()
-    added = {"model_evaluation", "promotion", "drift"}
-    assert {name: after[name] for name in before if name not in added} == {n: before[n] for n in before if n not in added}
-    assert len(stack.versions()) == len(versions) + 1 and len(after["promotion"]) == len(before["promotion"]) + 1
-    assert stack.containers() == []

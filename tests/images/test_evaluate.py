@@ -4,10 +4,12 @@ import itertools
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import process_of
 from support import (
     ENVIRONMENTS,
     FEATURES,
@@ -102,11 +104,9 @@ print(json.dumps({"false": np.mean(false, axis=0).tolist(), "power": power}))
             account, *values, _ = line.split(";")
             values = ["" if v == "?" or (v == "0" and i in (1, 2)) else v for i, v in enumerate(values)]
             rows.append(",".join((batch, *accounts[account].split(";"), *values)))
-    python = ENVIRONMENTS / "evaluate" / "bin" / "python"
-    paths = f"{ROOT / 'images/ml'}:{ROOT / 'images/evaluate'}"
-    done = subprocess.run(
-        [python, "-c", program], input="\n".join(rows), env={"PYTHONPATH": paths}, text=True, capture_output=True
-    )
+    (python, evaluate), environment = process_of("evaluate", ENVIRONMENTS, {})
+    environment["PYTHONPATH"] += f":{Path(evaluate).parent}"
+    done = subprocess.run([python, "-c", program], input="\n".join(rows), env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["false"][0] < 0.02 and found["false"][1] == 0, "any feature, and a batch as a whole"

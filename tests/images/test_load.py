@@ -139,7 +139,7 @@ def test_two_loads_of_one_batch_at_once_load_it_once(loading, warehouse):
     loading.stage("extract", "a")
     loading.stage("transform", "a")
     both = [loading.start("load", "a") for _ in range(2)]
-    assert sorted(running.finish(60)[0] for running in both) == [0, NOTHING_TO_DO]
+    assert sorted(running.finish()[0] for running in both) == [0, NOTHING_TO_DO]
     assert warehouse.query("SELECT rows_loaded FROM heart_analysis.load_batch") == [(500,)]
 
 
@@ -159,7 +159,7 @@ def test_people_whom_another_load_brings_at_this_moment_are_set_aside(loading, w
         running = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
         other.commit()
-    code, out, errors = running.finish(30)
+    code, out, errors = running.finish()
     if came_before:  # what is known is compared once: its next try sees them
         assert code == UNAVAILABLE and "try again" in errors and "A2" not in errors, "ids are in no log"
         outcome = loading.stage("load", "a")
@@ -175,7 +175,7 @@ def test_a_dimension_that_has_more_people_than_the_fact_table_is_named_and_nothi
     loading.stage("extract", "a")
     loading.stage("transform", "a")
     warehouse.query("INSERT INTO heart_analysis.heart_disease_dim (account_id, load_id) VALUES ('A2', 1)")
-    code, _, errors = loading.start("load", "a").finish(60)
+    code, _, errors = loading.start("load", "a").finish()
     assert code == 1 and "heart_disease_dim has people that heart_fact lacks" in errors and "A2" not in errors
     assert warehouse.query("TABLE heart_analysis.warehouse_counts") == [(0, 1, 0, 0, 0)]
 
@@ -191,7 +191,7 @@ def test_a_connection_that_breaks_in_the_middle_ends_with_75(loading, warehouse)
         running = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
         cursor.execute(f"SELECT pg_terminate_backend(pid) FROM {OURS}")
-        outcome = read_outcome(*running.finish(30))
+        outcome = read_outcome(*running.finish())
     assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: ")
     loading.stage("load", "a")
 

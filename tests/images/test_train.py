@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from processes import process_of
 from support import (
     ENVIRONMENTS,
     FEATURES,
@@ -102,11 +103,7 @@ print("ANSWER", *model.predict_proba(pandas.read_csv(sys.stdin).astype("float64"
         text=True,
         capture_output=True,
         check=True,
-        env={
-            "MLFLOW_TRACKING_URI": delivery.variables["MLFLOW_TRACKING_URI"],
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(ROOT / "images/ml"),
-        },
+        env=process_of("predict", ENVIRONMENTS, {"MLFLOW_TRACKING_URI": delivery.variables["MLFLOW_TRACKING_URI"]})[1],
     )
     (answer,) = re.findall("ANSWER (.*)", done.stdout)
     return list(map(float, answer.split()))

@@ -7,12 +7,12 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attack import Attacked
 
-from runners import docker, wait_until
+from runners import docker
 from stacks import Stack
 from support import ROOT, STAGES, ask_mlflow
 
@@ -241,19 +241,9 @@ def search(stack: Stack, volumes: list[str], texts: dict[str, str]) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def seen(stack: Stack, first: dict[str, Any]) -> Iterator[str]:
+def seen(stack: Stack, attacked: Attacked) -> str:
     """Give what the engine shows of every container, stages at work among them, and of every image."""
-    run = stack.trigger("ml_dag", force=True)
-    shown: dict[str, str] = {}
-
-    def ended() -> bool:
-        for container in stack.containers():
-            looked = subprocess.run(["docker", "inspect", container], capture_output=True, text=True)
-            shown.setdefault(container, looked.stdout)
-        return stack.airflow(run.path)["state"] in ("success", "failed")
-
-    wait_until(ended, 300)
-    assert len(shown) >= 3, "train, evaluate, predict"
+    assert len(attacked.stages) >= 3, "train, evaluate, predict"
     services = docker("ps", "--all", "--quiet", f"--filter=label=com.docker.compose.project={stack.project}").split()
     images = [
         name
@@ -261,7 +251,7 @@ def seen(stack: Stack, first: dict[str, Any]) -> Iterator[str]:
         if name.startswith(("heart/", "heart-base/"))
     ]
     histories = [docker("history", "--no-trunc", image) for image in images]
-    yield "".join([*shown.values(), docker("inspect", *services), docker("inspect", *images), *histories])
+    return "".join([*attacked.stages.values(), docker("inspect", *services), docker("inspect", *images), *histories])
 
 
 def test_no_credential_shows_anywhere(stack, seen):
@@ -304,7 +294,7 @@ def test_new_credentials_with_one_command_and_nothing_is_lost(stack, first):
     asked = [(role, old[f"{role.upper()}_DB_PASSWORD"], database, "SELECT 1") for role, database in roles]
     answers = inside(stack, "backend", TRY, asked)
     assert all("password authentication failed" in answer for answer in answers)
-    pipeline = stack.make("pipeline", "FORCE=1", "BATCH=cleveland")
+    pipeline = stack.make("pipeline", "BATCH=cleveland")
     assert pipeline.returncode == 0, pipeline.stdout + pipeline.stderr
     assert [logs_in_to_pgadmin(stack, found["PGADMIN_PASSWORD"]) for found in (old, new)] == [False, True]
 
