@@ -144,7 +144,7 @@ class Stack:
 def fetch(address: str, body: dict[str, Any] | None = None, token: str = "", method: str | None = None) -> Any:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, data, headers, method=method), timeout=60) as answer:  # noqa: S310
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers, method=method), timeout=120) as answer:  # noqa: S310
         return json.load(answer)
 
 

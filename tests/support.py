@@ -162,7 +162,7 @@ def ask_mlflow(address: str, path: str, body: dict[str, Any] | None = None, /, *
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     request = urllib.request.Request(f"{scheme}//{host}/api/2.0/mlflow/{path}?{arguments}", data, headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
         return json.load(answer)
 
 
@@ -227,6 +227,15 @@ class Warehouse:
         with contextlib.closing(servers.connect(self.environment)) as connection, connection, connection.cursor() as cursor:
             cursor.execute(query)
             return cursor.fetchall() if cursor.description else []
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold heart_fact, so that whoever needs it waits in the middle of its work."""
+        import servers
+
+        with contextlib.closing(servers.connect(self.environment)) as holder, holder.cursor() as cursor:
+            cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+            yield
 
     def has_waiting(self) -> bool:
         """Return whether a stage waits for a lock in this warehouse."""

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,10 +292,8 @@ MIDDLE = {"extract": "started", "transform": "started", "train": "judged always"
 @in_containers
 @each_stage
 def test_stopped_in_the_middle_of_work_it_is_gone_in_3_seconds_and_leaves_nothing_half_done(stage, later, tmp_path):
-    import servers
-
     delivery = Delivery(tmp_path / "long", run="run-1", variables=later.variables, runner=later.runner)
-    warehouse = {k: v for k, v in later.variables.items() if k.startswith("PG")}
+    warehouse = Warehouse({k: v for k, v in later.variables.items() if k.startswith("PG")})
     batch = batch_of(stage)
     shutil.copytree(later.artifacts, delivery.artifacts)
     subprocess.run(["chmod", "-R", "a+rwX", str(delivery.artifacts)], check=True)
@@ -304,10 +302,7 @@ def test_stopped_in_the_middle_of_work_it_is_gone_in_3_seconds_and_leaves_nothin
         delivery.run = "run-2"
         for before in PER_BATCH[: PER_BATCH.index(stage)]:
             delivery.stage(before, batch)
-    blocker = servers.connect(warehouse)
-    try:
-        if stage not in MIDDLE:
-            blocker.cursor().execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+    with nullcontext() if stage in MIDDLE else warehouse.held():
         there = tree(delivery.artifacts)
         running = delivery.runner.start(stage, ("--force",), delivery.given(batch))
         if stage in MIDDLE:
@@ -315,11 +310,9 @@ def test_stopped_in_the_middle_of_work_it_is_gone_in_3_seconds_and_leaves_nothin
             if stage == "transform":  # into the middle of a query, which makes an error of its own of the interruption
                 wait_until(lambda: any(delivery.artifacts.rglob("scratch.duckdb")))
         else:
-            wait_until(Warehouse(warehouse).has_waiting)
+            wait_until(warehouse.has_waiting)
         code, seconds = running.stop(signal.SIGTERM)
         assert code == 128 + signal.SIGTERM and seconds < 3
-    finally:
-        blocker.close()
     assert tree(delivery.artifacts) == there
 
 

@@ -1,6 +1,5 @@
 """What is cut off in the middle: a load at any moment, the database for want of room, a stage that leaves its folder behind."""
 
-import contextlib
 import fcntl
 import os
 import random
@@ -93,16 +92,13 @@ def test_a_load_killed_at_any_moment_is_there_whole_or_not_at_all(engine, tmp_pa
 
 @pytest.mark.docker
 def test_both_ends_notice_that_the_network_is_gone_and_the_next_try_need_not_wait_for_long(engine, tmp_path):
-    import servers
-
     runner, postgres = engine
     warehouse = Warehouse(make_warehouse(postgres))
     loading = Delivery(tmp_path, variables=dict(warehouse.environment), runner=runner)
     many(loading, 10)
     loading.stage("extract", "a")
     loading.stage("transform", "a")
-    with contextlib.closing(servers.connect(warehouse.environment)) as blocker, blocker.cursor() as cursor:
-        cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+    with warehouse.held():
         cut = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
         docker("network", "disconnect", "--force", runner.network, cut.container)

@@ -181,16 +181,13 @@ def test_a_dimension_that_has_more_people_than_the_fact_table_is_named_and_nothi
 
 
 def test_a_connection_that_breaks_in_the_middle_ends_with_75(loading, warehouse):
-    import servers
-
     write(loading, {"A1": (63, "233", "0")})
     loading.stage("extract", "a")
     loading.stage("transform", "a")
-    with contextlib.closing(servers.connect(warehouse.environment)) as blocker, blocker.cursor() as cursor:
-        cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+    with warehouse.held():
         running = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
-        cursor.execute(f"SELECT pg_terminate_backend(pid) FROM {OURS}")
+        warehouse.query(f"SELECT pg_terminate_backend(pid) FROM {OURS}")
         outcome = read_outcome(*running.finish())
     assert outcome.code == UNAVAILABLE and outcome.error.startswith("PostgreSQL: ")
     loading.stage("load", "a")
@@ -198,21 +195,14 @@ def test_a_connection_that_breaks_in_the_middle_ends_with_75(loading, warehouse)
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopped_while_it_waits_for_the_database_it_is_gone_in_3_seconds_and_nothing_is_loaded(loading, warehouse, kind):
-    import psycopg2
-
-    import servers
-
     write(loading, {"A1": (63, "233", "0")})
     loading.stage("extract", "a")
     loading.stage("transform", "a")
-    blocker: psycopg2.extensions.connection = servers.connect(warehouse.environment)
-    with blocker.cursor() as cursor:
-        cursor.execute("LOCK TABLE heart_analysis.heart_fact IN ACCESS EXCLUSIVE MODE")
+    with warehouse.held():
         running = loading.start("load", "a")
         wait_until(warehouse.has_waiting)
         code, seconds = running.stop(kind)
         assert code not in (0, NOTHING_TO_DO) and seconds < 3
-    blocker.close()
     wait_until(lambda: warehouse.query(f"SELECT count(*) FROM {OURS}") == [(0,)])
     assert warehouse.query("TABLE heart_analysis.warehouse_counts") == [(0, 0, 0, 0, 0)]
     loading.stage("load", "a")
