@@ -20,13 +20,15 @@ ENGINE = bool(os.environ.get("REQUIRE_DOCKER")) or (
 )
 # Where the tests of the running system are.
 SYSTEM = ("tests/test_stack.py", "tests/security/", "tests/faults/test_running_system.py")
+# Needs nothing that other tests share, and comes where it evens out the two halves.
+BENCH = "tests/test_bench.py"
 
 
 class TwoShares(LoadScopeScheduling):
-    """Two processes share the work: one has the tests of the running system, which mostly wait for it, the other the rest."""
+    """Two processes share the work: one has the benchmark's test and those of the running system, the other the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "system" if nodeid.startswith(SYSTEM) else "stages"
+        return "system" if nodeid.startswith((BENCH, *SYSTEM)) else "stages"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoShares:
@@ -37,9 +39,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoShares:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say loudly that what needs Docker does not run without an engine; fail instead where Docker is required.
 
-    Of the tests of the running system those come first that look at it undisturbed.
+    The benchmark's comes before the system is there; of the system's, those come first that look at it undisturbed.
     """
-    items.sort(key=lambda item: (not item.nodeid.startswith(SYSTEM), item.path.name != "test_stack.py"))
+    items.sort(key=lambda item: (item.nodeid.startswith(SYSTEM), item.path.name != "test_stack.py"))
     for item in items:
         assert ("stack" in getattr(item, "fixturenames", ())) <= item.nodeid.startswith(SYSTEM), "add its file to SYSTEM"
     if ENGINE:
